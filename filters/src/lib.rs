@@ -1,0 +1,1 @@
+//! Envoy HTTP filters, one file each.

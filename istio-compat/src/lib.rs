@@ -1,0 +1,1 @@
+//! Istio filters and telemetry.

@@ -1,0 +1,136 @@
+//! Generates Rust types for the protobuf messages that Nuncio compiles, from the embedded descriptors.
+//! The roots below name what the proxy reads; whatever they import comes with them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::path::PathBuf;
+
+use prost::Message;
+use prost_types::{FileDescriptorProto, FileDescriptorSet};
+
+const ROOTS: &[&str] = &[
+    "envoy/admin/v3/",
+    "envoy/config/accesslog/v3/",
+    "envoy/config/bootstrap/v3/",
+    "envoy/config/cluster/v3/",
+    "envoy/config/core/v3/",
+    "envoy/config/endpoint/v3/",
+    "envoy/config/listener/v3/",
+    "envoy/config/metrics/v3/",
+    "envoy/config/route/v3/",
+    "envoy/config/trace/v3/http_tracer.proto",
+    "envoy/config/trace/v3/opentelemetry.proto",
+    "envoy/config/trace/v3/zipkin.proto",
+    "envoy/config/rbac/v3/",
+    "envoy/data/accesslog/v3/",
+    "envoy/data/cluster/v3/",
+    "envoy/extensions/access_loggers/file/",
+    "envoy/extensions/access_loggers/stream/",
+    "envoy/extensions/access_loggers/grpc/",
+    "envoy/extensions/access_loggers/open_telemetry/",
+    "envoy/extensions/access_loggers/filters/cel/",
+    "envoy/extensions/clusters/",
+    "envoy/extensions/common/",
+    "envoy/extensions/compression/",
+    "envoy/extensions/early_data/",
+    "envoy/extensions/filters/common/",
+    "envoy/extensions/filters/http/buffer/",
+    "envoy/extensions/filters/http/compressor/",
+    "envoy/extensions/filters/http/cors/",
+    "envoy/extensions/filters/http/csrf/",
+    "envoy/extensions/filters/http/decompressor/",
+    "envoy/extensions/filters/http/dynamic_forward_proxy/",
+    "envoy/extensions/filters/http/ext_authz/",
+    "envoy/extensions/filters/http/fault/",
+    "envoy/extensions/filters/http/grpc_stats/",
+    "envoy/extensions/filters/http/grpc_web/",
+    "envoy/extensions/filters/http/header_mutation/",
+    "envoy/extensions/filters/http/health_check/",
+    "envoy/extensions/filters/http/jwt_authn/",
+    "envoy/extensions/filters/http/local_ratelimit/",
+    "envoy/extensions/filters/http/lua/",
+    "envoy/extensions/filters/http/original_src/",
+    "envoy/extensions/filters/http/ratelimit/",
+    "envoy/extensions/filters/http/rbac/",
+    "envoy/extensions/filters/http/router/",
+    "envoy/extensions/filters/http/set_filter_state/",
+    "envoy/extensions/filters/http/set_metadata/",
+    "envoy/extensions/filters/http/stateful_session/",
+    "envoy/extensions/filters/listener/",
+    "envoy/extensions/filters/network/connection_limit/",
+    "envoy/extensions/filters/network/direct_response/",
+    "envoy/extensions/filters/network/echo/",
+    "envoy/extensions/filters/network/ext_authz/",
+    "envoy/extensions/filters/network/http_connection_manager/",
+    "envoy/extensions/filters/network/local_ratelimit/",
+    "envoy/extensions/filters/network/mongo_proxy/",
+    "envoy/extensions/filters/network/rbac/",
+    "envoy/extensions/filters/network/set_filter_state/",
+    "envoy/extensions/filters/network/sni_cluster/",
+    "envoy/extensions/filters/network/sni_dynamic_forward_proxy/",
+    "envoy/extensions/filters/network/tcp_proxy/",
+    "envoy/extensions/formatter/",
+    "envoy/extensions/health_checkers/",
+    "envoy/extensions/health_check/",
+    "envoy/extensions/http/",
+    "envoy/extensions/internal_redirect/",
+    "envoy/extensions/load_balancing_policies/",
+    "envoy/extensions/matching/",
+    "envoy/extensions/network/",
+    "envoy/extensions/path/",
+    "envoy/extensions/request_id/",
+    "envoy/extensions/resource_monitors/",
+    "envoy/extensions/retry/",
+    "envoy/extensions/transport_sockets/",
+    "envoy/extensions/upstreams/",
+    "envoy/service/accesslog/v3/",
+    "envoy/service/auth/v3/",
+    "envoy/service/discovery/v3/",
+    "envoy/service/load_stats/v3/",
+    "envoy/service/ratelimit/v3/",
+    "envoy/type/",
+    "contrib/envoy/extensions/filters/http/peer_metadata/",
+    "contrib/envoy/extensions/filters/network/metadata_exchange/",
+    "contrib/envoy/extensions/filters/network/peer_metadata/",
+    "envoy/config/filter/http/alpn/",
+    "envoy/extensions/stats/",
+    "extensions/stats/",
+    "stats/",
+    "udpa/type/v1/",
+    "xds/type/",
+    "xds/core/v3/",
+    "google/rpc/status.proto",
+];
+
+fn closure(set: FileDescriptorSet) -> FileDescriptorSet {
+    let by_name: BTreeMap<String, FileDescriptorProto> =
+        set.file.iter().map(|f| (f.name().to_string(), f.clone())).collect();
+    let mut wanted: BTreeSet<String> = BTreeSet::new();
+    let mut stack: Vec<String> = by_name
+        .values()
+        .filter(|f| ROOTS.iter().any(|r| f.name().starts_with(r)) || f.package() == "stats")
+        .map(|f| f.name().to_string())
+        .collect();
+    while let Some(name) = stack.pop() {
+        if !wanted.insert(name.clone()) {
+            continue;
+        }
+        if let Some(f) = by_name.get(&name) {
+            stack.extend(f.dependency.iter().cloned());
+        }
+    }
+    FileDescriptorSet { file: set.file.into_iter().filter(|f| wanted.contains(f.name())).collect() }
+}
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=xds-descriptors.binpb.gz");
+    let packed = std::fs::read("xds-descriptors.binpb.gz").expect("read descriptors");
+    let mut raw = Vec::new();
+    flate2::read::GzDecoder::new(packed.as_slice()).read_to_end(&mut raw).expect("unpack descriptors");
+    let set = closure(FileDescriptorSet::decode(raw.as_slice()).expect("decode descriptors"));
+    let out = PathBuf::from(std::env::var("OUT_DIR").expect("OUT_DIR"));
+    let mut config = prost_build::Config::new();
+    config.btree_map(["."]).enable_type_names().type_name_domain(["."], "type.googleapis.com").include_file("all.rs").compile_fds(set).expect("generate types");
+    println!("cargo:rustc-env=NUNCIO_PROTO={}", out.join("all.rs").display());
+}

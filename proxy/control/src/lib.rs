@@ -1,0 +1,1 @@
+//! The control thread: bootstrap, subscriptions, warming, secrets, what admin shows.

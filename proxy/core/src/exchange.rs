@@ -1,0 +1,66 @@
+//! One request and its response on their way through the proxy. Made by the connection manager, seen by every filter,
+//! dropped at the true end of the stream, when the access log and the stats are written. Belongs to one worker.
+
+use crate::views::{ClusterView, RouteView};
+use crate::{Body, Headers, RequestHead, ResponseHead, StreamInfo};
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+/// One request and its response.
+pub struct Exchange {
+    pub request: RequestHead,
+    /// Taken by the router when it sends the request; a filter may read and put back, or wrap, before that.
+    pub request_body: Body,
+    /// Present from the first response header on.
+    pub response: Option<ResponseHead>,
+    /// A filter may wrap it in `on_response_headers`.
+    pub response_body: Body,
+    /// Kept for logs and gRPC status once they passed.
+    pub response_trailers: Option<Box<Headers>>,
+    pub info: StreamInfo,
+    /// The matched route; none if nothing matched.
+    pub route: Option<Arc<dyn RouteView>>,
+    /// The cluster of the route, if it is known.
+    pub cluster: Option<Arc<dyn ClusterView>>,
+    /// Set by a filter that changed what routing depends on; the connection manager matches again before the next filter.
+    pub route_cleared: bool,
+    slots: Vec<Option<Box<dyn Any>>>,
+}
+
+impl Exchange {
+    /// An exchange at its beginning.
+    pub fn new(request: RequestHead, request_body: Body, info: StreamInfo) -> Self {
+        Self {
+            request,
+            request_body,
+            response: None,
+            response_body: Body::Empty,
+            response_trailers: None,
+            info,
+            route: None,
+            cluster: None,
+            route_cleared: false,
+            slots: Vec::new(),
+        }
+    }
+    /// State that the filter at `index` of the chain left earlier.
+    pub fn slot<T: 'static>(&mut self, index: usize) -> Option<&mut T> {
+        self.slots.get_mut(index)?.as_mut()?.downcast_mut()
+    }
+    /// Leaves state for later callbacks of the filter at `index`.
+    pub fn set_slot<T: 'static>(&mut self, index: usize, state: T) {
+        if self.slots.len() <= index {
+            self.slots.resize_with(index + 1, || None);
+        }
+        if let Some(slot) = self.slots.get_mut(index) {
+            *slot = Some(Box::new(state));
+        }
+    }
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange").field("request", &self.request).field("response", &self.response).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,260 @@
+//! Stream info: what is known of one stream and of the connection that carried it. Filled by the connection manager, the
+//! router and tcp_proxy; read by formatters, access logs, filters and stats. Source: Envoy's `envoy/stream_info/stream_info.h`.
+
+use crate::filter_state::FilterState;
+use crate::views::{ClusterView, HostView};
+use crate::{Address, ByteStr, HttpVersion, ResponseFlags};
+use nuncio_proto::Struct;
+use std::borrow::Cow;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
+
+/// Listener.traffic_direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TrafficDirection {
+    #[default]
+    Unspecified,
+    Inbound,
+    Outbound,
+}
+
+/// What a certificate says, in the forms that formatters and x-forwarded-client-cert need. Built by nuncio-tls.
+#[derive(Clone, Debug, Default)]
+pub struct CertInfo {
+    /// RFC 2253 subject, as `%DOWNSTREAM_PEER_SUBJECT%`.
+    pub subject: String,
+    /// RFC 2253 issuer.
+    pub issuer: String,
+    /// Lower-case hex serial number.
+    pub serial: String,
+    /// Lower-case hex SHA-256 of the DER certificate.
+    pub sha256: String,
+    /// Lower-case hex SHA-1 of the DER certificate.
+    pub sha1: String,
+    pub uri_sans: Vec<String>,
+    pub dns_sans: Vec<String>,
+    pub ip_sans: Vec<String>,
+    pub email_sans: Vec<String>,
+    pub not_before: Option<SystemTime>,
+    pub not_after: Option<SystemTime>,
+    /// URL-encoded PEM of the certificate, as x-forwarded-client-cert's `Cert=`.
+    pub url_pem: String,
+    /// URL-encoded PEM of the whole chain, as `Chain=`.
+    pub url_pem_chain: String,
+}
+
+/// A finished TLS handshake.
+#[derive(Debug, Default)]
+pub struct TlsInfo {
+    /// `TLSv1.2` or `TLSv1.3`.
+    pub version: &'static str,
+    /// OpenSSL's cipher name (`TLS_AES_128_GCM_SHA256`, `ECDHE-RSA-AES128-GCM-SHA256`).
+    pub cipher: &'static str,
+    pub sni: Option<ByteStr>,
+    pub alpn: Option<ByteStr>,
+    /// Hex session id, empty if none.
+    pub session_id: String,
+    /// The peer's certificate chain in DER, leaf first; empty if it sent none.
+    pub peer_chain: Vec<Vec<u8>>,
+    /// Whether the peer's certificate was verified against a CA (`peerCertificateValidated`).
+    pub peer_validated: bool,
+    /// Parsed on first use, because most requests never ask.
+    pub peer: OnceLock<CertInfo>,
+    /// Parser of `peer_chain`, set by nuncio-tls.
+    pub parse_peer: Option<fn(&[Vec<u8>]) -> CertInfo>,
+    /// Our own certificate.
+    pub local: Option<Arc<CertInfo>>,
+}
+
+impl TlsInfo {
+    /// The peer's certificate, parsed once; none if it sent none.
+    pub fn peer_cert(&self) -> Option<&CertInfo> {
+        if self.peer_chain.is_empty() {
+            return None;
+        }
+        Some(self.peer.get_or_init(|| self.parse_peer.map_or_else(CertInfo::default, |parse| parse(&self.peer_chain))))
+    }
+}
+
+/// One downstream connection; shared by its streams on one worker.
+#[derive(Debug)]
+pub struct ConnectionInfo {
+    /// Process-wide unique id (`%CONNECTION_ID%`).
+    pub id: u64,
+    pub start: SystemTime,
+    pub start_instant: Instant,
+    /// Peer after proxy_protocol or original_src; the direct one of a plain connection.
+    pub remote: Address,
+    /// The socket's peer.
+    pub direct_remote: Address,
+    /// Local address after original_dst; `%DOWNSTREAM_LOCAL_ADDRESS%`.
+    pub local: Address,
+    /// The address that the socket was accepted on.
+    pub direct_local: Address,
+    /// SNI seen by tls_inspector or the handshake.
+    pub requested_server_name: Option<ByteStr>,
+    pub tls: Option<Arc<TlsInfo>>,
+    pub listener: Arc<str>,
+    pub direction: TrafficDirection,
+    pub filter_chain: Arc<str>,
+    /// Filter state with connection lifetime.
+    pub filter_state: RefCell<FilterState>,
+    /// Dynamic metadata of listener filters (proxy_protocol TLVs).
+    pub metadata: RefCell<BTreeMap<String, Struct>>,
+    /// `%CONNECTION_TERMINATION_DETAILS%`.
+    pub termination_details: RefCell<Option<Cow<'static, str>>>,
+    /// `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`.
+    pub transport_failure: RefCell<Option<String>>,
+    /// Requests carried so far.
+    pub requests: Cell<u64>,
+    /// Bytes read from and written to the socket, after TLS: `%DOWNSTREAM_WIRE_BYTES_RECEIVED%` of TCP streams.
+    pub rx_bytes: Cell<u64>,
+    pub tx_bytes: Cell<u64>,
+}
+
+/// What is known of the upstream of one stream.
+#[derive(Clone, Debug, Default)]
+pub struct UpstreamInfo {
+    pub cluster: Option<Arc<dyn ClusterView>>,
+    pub host: Option<Arc<dyn HostView>>,
+    /// Our side of the upstream connection.
+    pub local: Option<Address>,
+    pub remote: Option<Address>,
+    pub tls: Option<Arc<TlsInfo>>,
+    pub protocol: Option<HttpVersion>,
+    /// Process-wide unique id (`%UPSTREAM_CONNECTION_ID%`), none before a connection was had.
+    pub connection_id: Option<u64>,
+    /// Streams that the connection carried, this one included.
+    pub connection_streams: u64,
+    /// `%UPSTREAM_TRANSPORT_FAILURE_REASON%`.
+    pub failure: Option<String>,
+    /// How long connecting took; zero on reuse.
+    pub connect_time: Option<Duration>,
+    /// Moments, as offsets from the stream's start.
+    pub first_tx: Option<Duration>,
+    pub last_tx: Option<Duration>,
+    pub first_rx: Option<Duration>,
+    pub last_rx: Option<Duration>,
+    pub wire_tx_bytes: u64,
+    pub wire_rx_bytes: u64,
+    /// Addresses of every attempted host, in order (`%UPSTREAM_HOSTS_ATTEMPTED%`).
+    pub attempted: Vec<Address>,
+    /// Filter state on the upstream connection (metadata exchange).
+    pub filter_state: FilterState,
+}
+
+/// Progress of the request body, shared between the stream and the body while the request is sent.
+#[derive(Debug, Default)]
+pub struct BodyMeter {
+    pub bytes: Cell<u64>,
+    pub last: Cell<Option<Instant>>,
+}
+
+/// What is known of one stream.
+#[derive(Debug)]
+pub struct StreamInfo {
+    pub start: SystemTime,
+    pub start_instant: Instant,
+    pub connection: Rc<ConnectionInfo>,
+    pub protocol: Option<HttpVersion>,
+    /// Peer as the connection manager settled it (x-forwarded-for); starts as the connection's.
+    pub remote: Address,
+    pub flags: ResponseFlags,
+    /// Response code sent downstream; 0 before there is one.
+    pub response_code: u16,
+    /// `%RESPONSE_CODE_DETAILS%`.
+    pub details: Option<Cow<'static, str>>,
+    pub route_name: Option<Arc<str>>,
+    pub virtual_host: Option<Arc<str>>,
+    pub virtual_cluster: Option<Arc<str>>,
+    pub request_id: Option<ByteStr>,
+    /// Whether trace sampling chose this stream (%TRACE_REASON%-like decisions are Envoy's UUID nibble).
+    pub sampled: bool,
+    pub health_check: bool,
+    /// Upstream attempts made; `%UPSTREAM_REQUEST_ATTEMPT_COUNT%`.
+    pub attempts: u32,
+    pub upstream: Option<Box<UpstreamInfo>>,
+    pub filter_state: FilterState,
+    pub metadata: Option<Box<BTreeMap<String, Struct>>>,
+    /// Request body progress.
+    pub request_meter: Rc<BodyMeter>,
+    /// Body bytes sent downstream (`%BYTES_SENT%`).
+    pub bytes_sent: u64,
+    /// Header bytes as Envoy's byteSize of the maps.
+    pub request_header_bytes: u64,
+    pub response_header_bytes: u64,
+    /// Wire bytes downstream; set by the codec where known.
+    pub wire_rx_bytes: u64,
+    pub wire_tx_bytes: u64,
+    /// Offsets from start.
+    pub first_downstream_tx: Option<Duration>,
+    pub last_downstream_tx: Option<Duration>,
+    /// When the whole request was received; `%REQUEST_DURATION%`.
+    pub last_downstream_rx: Option<Duration>,
+    /// Set at the true end of the stream.
+    pub duration: Option<Duration>,
+    /// `%GRPC_STATUS%` source if no trailers or headers carry it (local replies).
+    pub grpc_status: Option<u32>,
+}
+
+impl StreamInfo {
+    /// A stream that begins now.
+    pub fn new(connection: Rc<ConnectionInfo>, protocol: Option<HttpVersion>) -> Self {
+        Self {
+            start: SystemTime::now(),
+            start_instant: Instant::now(),
+            remote: connection.remote.clone(),
+            connection,
+            protocol,
+            flags: ResponseFlags::default(),
+            response_code: 0,
+            details: None,
+            route_name: None,
+            virtual_host: None,
+            virtual_cluster: None,
+            request_id: None,
+            sampled: false,
+            health_check: false,
+            attempts: 0,
+            upstream: None,
+            filter_state: FilterState::default(),
+            metadata: None,
+            request_meter: Rc::default(),
+            bytes_sent: 0,
+            request_header_bytes: 0,
+            response_header_bytes: 0,
+            wire_rx_bytes: 0,
+            wire_tx_bytes: 0,
+            first_downstream_tx: None,
+            last_downstream_tx: None,
+            last_downstream_rx: None,
+            duration: None,
+            grpc_status: None,
+        }
+    }
+    /// Time since the start.
+    pub fn elapsed(&self) -> Duration {
+        self.start_instant.elapsed()
+    }
+    /// The upstream part, made on first use.
+    pub fn upstream_mut(&mut self) -> &mut UpstreamInfo {
+        self.upstream.get_or_insert_default()
+    }
+    /// Merges `value` into the dynamic metadata of `namespace` as protobuf merge does (top-level keys replaced).
+    pub fn set_metadata(&mut self, namespace: &str, value: Struct) {
+        let all = self.metadata.get_or_insert_default();
+        match all.get_mut(namespace) {
+            Some(existing) => existing.fields.extend(value.fields),
+            None => {
+                all.insert(namespace.to_string(), value);
+            }
+        }
+    }
+    /// Dynamic metadata of `namespace`.
+    pub fn metadata(&self, namespace: &str) -> Option<&Struct> {
+        self.metadata.as_ref()?.get(namespace)
+    }
+}

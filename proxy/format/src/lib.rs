@@ -1,0 +1,1 @@
+//! Substitution formatter and access logs.

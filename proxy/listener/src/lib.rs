@@ -1,0 +1,1 @@
+//! Listeners: sockets, listener filters, filter-chain match, updates and drain.

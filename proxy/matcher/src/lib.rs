@@ -1,0 +1,1 @@
+//! Compiled string, header, path, query and metadata matchers.

@@ -1,0 +1,1 @@
+//! Compiled route tables: virtual hosts, matching, rewriting, redirects.

@@ -1,0 +1,2 @@
+//! The nuncio binary.
+fn main() {}

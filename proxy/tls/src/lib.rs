@@ -1,0 +1,1 @@
+//! rustls contexts from Envoy TLS configuration and SDS secrets.

@@ -1,0 +1,1 @@
+//! Clusters, endpoints, load balancing, outlier detection, DNS, connection pools.

@@ -1,0 +1,1 @@
+//! xDS sessions as state machines without I/O, and a thin gRPC transport.
