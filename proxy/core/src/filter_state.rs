@@ -1,7 +1,8 @@
 //! Filter state: named objects that filters leave for other filters, formatters and the upstream connection.
 //! Source: Envoy's `envoy/stream_info/filter_state.h`.
 
-use std::{any::Any, collections::BTreeMap, fmt, sync::Arc};
+use crate::ByteStr;
+use std::{any::Any, borrow::Cow, fmt, sync::Arc};
 
 /// An object of filter state.
 pub trait StateObject: Any + Send + Sync {
@@ -33,28 +34,50 @@ impl StateObject for StringState {
     }
 }
 
-/// Named objects; empty costs nothing.
+/// Key of [`ApplicationProtocols`].
+pub const APPLICATION_PROTOCOLS: &str = "envoy.network.application_protocols";
+
+/// ALPN to offer on the upstream connection instead of what the transport socket says. Set by istio.alpn; read by
+/// nuncio-upstream, which must also keep connections of different offers in different pools.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ApplicationProtocols(pub Vec<ByteStr>);
+impl StateObject for ApplicationProtocols {
+    fn as_string(&self) -> Option<String> {
+        let all: Vec<&str> = self.0.iter().map(ByteStr::as_str).collect();
+        Some(all.join(","))
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// Named objects; empty costs nothing, and known names (`&'static str`) are never copied. A stream has a handful, so
+/// lookups are linear.
 #[derive(Clone, Default)]
 pub struct FilterState {
-    entries: Option<Box<BTreeMap<Arc<str>, Arc<dyn StateObject>>>>,
+    entries: Vec<(Cow<'static, str>, Arc<dyn StateObject>)>,
 }
 
 impl FilterState {
     /// Sets `name`, replacing what was there.
-    pub fn set(&mut self, name: impl Into<Arc<str>>, object: Arc<dyn StateObject>) {
-        self.entries.get_or_insert_default().insert(name.into(), object);
+    pub fn set(&mut self, name: impl Into<Cow<'static, str>>, object: Arc<dyn StateObject>) {
+        let name = name.into();
+        match self.entries.iter_mut().find(|(n, _)| *n == name) {
+            Some((_, existing)) => *existing = object,
+            None => self.entries.push((name, object)),
+        }
     }
     /// The object called `name`.
     pub fn get(&self, name: &str) -> Option<&Arc<dyn StateObject>> {
-        self.entries.as_ref()?.get(name)
+        self.entries.iter().find(|(n, _)| n == name).map(|(_, object)| object)
     }
     /// The object called `name`, if it is a `T`.
     pub fn get_as<T: 'static>(&self, name: &str) -> Option<&T> {
         self.get(name)?.as_any().downcast_ref()
     }
-    /// Every name and object.
-    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<dyn StateObject>)> {
-        self.entries.iter().flat_map(|m| m.iter())
+    /// Every name and object, in the order in which they were first set.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Arc<dyn StateObject>)> {
+        self.entries.iter().map(|(n, o)| (n.as_ref(), o))
     }
 }
 impl fmt::Debug for FilterState {

@@ -18,6 +18,8 @@ pub mod local_reply;
 pub mod message;
 pub mod network;
 pub mod registry;
+#[cfg(feature = "test-kit")]
+pub mod test_kit;
 pub mod views;
 
 pub use nuncio_stats as stats;
