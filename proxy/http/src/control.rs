@@ -1,0 +1,80 @@
+//! Draining and closing one server connection from outside (listener drain, admin, max_connection_duration). One worker.
+
+use std::cell::{Cell, RefCell};
+use std::task::{Context, Waker};
+
+/// How a server connection ended; the connection manager counts it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConnectionEnd {
+    /// The client closed (`downstream_cx_destroy_remote`).
+    Remote,
+    /// We closed: `connection: close`, drain, max requests, or [`ConnControl::close`].
+    Local,
+    /// `idle_timeout` passed (`downstream_cx_idle_timeout`).
+    IdleTimeout,
+    /// The client broke the protocol (`downstream_cx_protocol_error`); the text is Envoy's detail.
+    Protocol(&'static str),
+    /// Keep-alive pings were not answered.
+    KeepAliveTimeout,
+    /// The transport failed; the text is its reason.
+    Transport(String),
+}
+
+/// The switch between a connection's owner and its codec. The owner makes it and keeps a clone of the `Rc`.
+#[derive(Debug, Default)]
+pub struct ConnControl {
+    drain: Cell<bool>,
+    close: Cell<bool>,
+    active: Cell<u32>,
+    codec: RefCell<Option<Waker>>,
+}
+
+impl ConnControl {
+    /// A control that neither drains nor closes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+    /// No more requests after those that are running: HTTP/1 answers with `connection: close`, HTTP/2 sends GOAWAY. A
+    /// connection without requests closes now.
+    pub fn drain(&self) {
+        self.drain.set(true);
+        self.wake();
+    }
+    /// Ends the connection at once; running streams see it as a client that went away.
+    pub fn close(&self) {
+        self.close.set(true);
+        self.wake();
+    }
+    /// Whether `drain` was called (by the owner, or by the codec for max requests).
+    pub fn is_draining(&self) -> bool {
+        self.drain.get()
+    }
+    /// Whether `close` was called.
+    pub fn is_closing(&self) -> bool {
+        self.close.get()
+    }
+    /// Requests that are running now.
+    pub fn active_streams(&self) -> u32 {
+        self.active.get()
+    }
+    pub(crate) fn stream_began(&self) {
+        self.active.set(self.active.get().saturating_add(1));
+    }
+    pub(crate) fn stream_ended(&self) {
+        self.active.set(self.active.get().saturating_sub(1));
+    }
+    /// The codec's task wants to hear of `drain` and `close`.
+    pub(crate) fn register(&self, cx: &Context<'_>) {
+        let mut codec = self.codec.borrow_mut();
+        match &mut *codec {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => *codec = Some(cx.waker().clone()),
+        }
+    }
+    fn wake(&self) {
+        let waker = self.codec.borrow_mut().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}

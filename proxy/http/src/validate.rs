@@ -1,0 +1,1 @@
+//! Checks that both codecs share, as Envoy's `HeaderUtility` and `Http::Utility` do them. Pure functions.
