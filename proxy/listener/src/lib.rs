@@ -1,1 +1,15 @@
-//! Listeners: sockets, listener filters, filter-chain match, updates and drain.
+//! Listeners: sockets, listener filters, filter-chain match, updates without loss, drain, and the worker threads.
+//!
+//! The control thread owns the [`ListenerManager`]; it compiles `envoy.config.listener.v3.Listener` into immutable objects, binds
+//! sockets and tells the workers. Each worker accepts on its own sockets, looks at the first bytes (listener filters), chooses a
+//! filter chain, does the TLS handshake and gives the connection to the chain's [`Terminal`].
+
+pub mod drain;
+pub mod manager;
+pub mod terminal;
+pub mod worker;
+
+pub use drain::DrainWatch;
+pub use manager::{DrainOptions, ListenerManager, ListenerManagerCx, ListenerStatus};
+pub use terminal::{ChainCx, Connection, Terminal, TerminalFactory, TerminalRegistry};
+pub use worker::{WorkerHandle, Workers, spawn_workers};
