@@ -1,0 +1,209 @@
+//! Circuit breakers: shared limits per cluster and routing priority. Compiled on the control thread, counted on every worker.
+//! Source: Envoy's `envoy/config/cluster/v3/circuit_breaker.proto` and `resource_manager_impl.h`.
+
+use crate::context::RoutingPriority;
+use nuncio_stats::Gauge;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// One counted resource.
+#[derive(Debug)]
+pub struct Resource {
+    max: u32,
+    current: AtomicU64,
+}
+
+impl Resource {
+    /// A resource that may be held `max` times at once.
+    pub fn new(max: u32) -> Self {
+        Self { max, current: AtomicU64::new(0) }
+    }
+    /// The limit.
+    pub fn max(&self) -> u32 {
+        self.max
+    }
+    /// How often it is held now.
+    pub fn current(&self) -> u64 {
+        self.current.load(Ordering::Relaxed)
+    }
+    /// Whether one more fits.
+    pub fn can_create(&self) -> bool {
+        self.current() < u64::from(self.max)
+    }
+    /// Whether the limit is reached (`*_open` gauges).
+    pub fn is_open(&self) -> bool {
+        !self.can_create()
+    }
+    /// Takes one, whatever the limit; Envoy allows small overshoot. True if this reached the limit.
+    pub(crate) fn acquire(&self) -> bool {
+        self.current.fetch_add(1, Ordering::Relaxed) + 1 == u64::from(self.max)
+    }
+    /// Takes one if it fits; otherwise false.
+    pub(crate) fn try_acquire(&self) -> bool {
+        if !self.can_create() {
+            return false;
+        }
+        self.acquire();
+        true
+    }
+    /// Gives one back. True if this left the limit.
+    pub(crate) fn release(&self) -> bool {
+        self.current.fetch_sub(1, Ordering::Relaxed) == u64::from(self.max)
+    }
+}
+
+/// `CircuitBreakers.Thresholds.RetryBudget`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetryBudget {
+    /// Percent of active and pending requests that may be retries. Default 20.
+    pub budget_percent: f64,
+    /// Retries that are always allowed. Default 3.
+    pub min_retry_concurrency: u32,
+}
+
+/// `CircuitBreakers.Thresholds` of one priority.
+#[derive(Debug)]
+pub struct Thresholds {
+    pub connections: Resource,
+    pub pending: Resource,
+    pub requests: Resource,
+    pub retries: Resource,
+    /// `max_connection_pools`; unlimited by default.
+    pub pools: Resource,
+    pub budget: Option<RetryBudget>,
+    /// `track_remaining`: whether `remaining_*` gauges are kept.
+    pub track_remaining: bool,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self {
+            connections: Resource::new(1024),
+            pending: Resource::new(1024),
+            requests: Resource::new(1024),
+            retries: Resource::new(3),
+            pools: Resource::new(u32::MAX),
+            budget: None,
+            track_remaining: false,
+        }
+    }
+}
+
+impl Thresholds {
+    /// How many retries may run at once now: `max_retries`, or what the budget gives.
+    pub fn max_retries(&self) -> u64 {
+        match self.budget {
+            None => u64::from(self.retries.max()),
+            Some(budget) => {
+                let active = self.requests.current().saturating_add(self.pending.current());
+                let share = (budget.budget_percent / 100.0 * active as f64) as u64;
+                share.max(u64::from(budget.min_retry_concurrency))
+            }
+        }
+    }
+}
+
+/// The circuit breakers of a cluster.
+#[derive(Debug, Default)]
+pub struct CircuitBreakers {
+    pub default: Thresholds,
+    pub high: Thresholds,
+}
+
+impl CircuitBreakers {
+    /// The thresholds of `priority`.
+    pub fn at(&self, priority: RoutingPriority) -> &Thresholds {
+        match priority {
+            RoutingPriority::Default => &self.default,
+            RoutingPriority::High => &self.high,
+        }
+    }
+}
+
+/// Gauges of `cluster.<name>.circuit_breakers.<priority>.`; set on transitions only.
+#[derive(Debug, Default)]
+pub struct BreakerStats {
+    pub cx_open: Gauge,
+    pub rq_pending_open: Gauge,
+    pub rq_open: Gauge,
+    pub rq_retry_open: Gauge,
+    pub cx_pool_open: Gauge,
+    pub remaining_cx: Gauge,
+    pub remaining_pending: Gauge,
+    pub remaining_rq: Gauge,
+    pub remaining_retries: Gauge,
+    pub remaining_cx_pools: Gauge,
+}
+
+/// Which resource of [`Thresholds`] is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Connection,
+    Pending,
+    Request,
+    Retry,
+    Pool,
+}
+
+impl Thresholds {
+    fn resource(&self, kind: Kind) -> &Resource {
+        match kind {
+            Kind::Connection => &self.connections,
+            Kind::Pending => &self.pending,
+            Kind::Request => &self.requests,
+            Kind::Retry => &self.retries,
+            Kind::Pool => &self.pools,
+        }
+    }
+    /// Takes one of `kind` and keeps the gauges true.
+    pub(crate) fn acquire(&self, kind: Kind, stats: &BreakerStats) {
+        let resource = self.resource(kind);
+        if resource.acquire() {
+            stats.open(kind).set(1);
+        }
+        if self.track_remaining {
+            stats.remaining(kind).set(i64::from(resource.max()).saturating_sub_unsigned(resource.current()).max(0));
+        }
+    }
+    /// Takes one of `kind` if it fits.
+    pub(crate) fn try_acquire(&self, kind: Kind, stats: &BreakerStats) -> bool {
+        let fits = match kind {
+            Kind::Retry => self.retries.current() < self.max_retries(),
+            _ => self.resource(kind).can_create(),
+        };
+        if fits {
+            self.acquire(kind, stats);
+        }
+        fits
+    }
+    /// Gives one of `kind` back and keeps the gauges true.
+    pub(crate) fn release(&self, kind: Kind, stats: &BreakerStats) {
+        let resource = self.resource(kind);
+        if resource.release() {
+            stats.open(kind).set(0);
+        }
+        if self.track_remaining {
+            stats.remaining(kind).set(i64::from(resource.max()).saturating_sub_unsigned(resource.current()).max(0));
+        }
+    }
+}
+
+impl BreakerStats {
+    fn open(&self, kind: Kind) -> &Gauge {
+        match kind {
+            Kind::Connection => &self.cx_open,
+            Kind::Pending => &self.rq_pending_open,
+            Kind::Request => &self.rq_open,
+            Kind::Retry => &self.rq_retry_open,
+            Kind::Pool => &self.cx_pool_open,
+        }
+    }
+    fn remaining(&self, kind: Kind) -> &Gauge {
+        match kind {
+            Kind::Connection => &self.remaining_cx,
+            Kind::Pending => &self.remaining_pending,
+            Kind::Request => &self.remaining_rq,
+            Kind::Retry => &self.remaining_retries,
+            Kind::Pool => &self.remaining_cx_pools,
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Stats of one cluster under `cluster.<alt_stat_name or name>.`. Names are those of Envoy's docs, "Cluster manager statistics".
+//! Handles are made when a cluster is first used, because most clusters of a gateway never are. Counted on every worker.
+
+use crate::breaker::BreakerStats;
+use nuncio_stats::{Counter, Gauge, Histogram, Scope};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+macro_rules! stats {
+    ($(#[$doc:meta])* $name:ident { $($kind:ident { $($field:ident),* $(,)? })* }) => {
+        $(#[$doc])*
+        #[derive(Debug)]
+        pub struct $name { $($(pub $field: stats!(@type $kind),)*)* }
+        impl $name {
+            /// Makes the stats below `scope`.
+            pub(crate) fn new(scope: &Scope) -> Self {
+                Self { $($($field: scope.$kind(stringify!($field)),)*)* }
+            }
+        }
+    };
+    (@type counter) => { Counter };
+    (@type gauge) => { Gauge };
+    (@type histogram) => { Histogram };
+}
+
+stats! {
+    /// Traffic: connections and requests.
+    TrafficStats {
+        counter {
+            bind_errors, original_dst_host_invalid, retry_or_shadow_abandoned,
+            upstream_cx_close_notify, upstream_cx_connect_attempts_exceeded, upstream_cx_connect_fail, upstream_cx_connect_timeout,
+            upstream_cx_destroy, upstream_cx_destroy_local, upstream_cx_destroy_local_with_active_rq, upstream_cx_destroy_remote,
+            upstream_cx_destroy_remote_with_active_rq, upstream_cx_destroy_with_active_rq, upstream_cx_http1_total,
+            upstream_cx_http2_total, upstream_cx_idle_timeout, upstream_cx_max_duration_reached, upstream_cx_max_requests,
+            upstream_cx_none_healthy, upstream_cx_overflow, upstream_cx_pool_overflow, upstream_cx_protocol_error,
+            upstream_cx_rx_bytes_total, upstream_cx_total, upstream_cx_tx_bytes_total,
+            upstream_flow_control_backed_up_total, upstream_flow_control_drained_total,
+            upstream_flow_control_paused_reading_total, upstream_flow_control_resumed_reading_total,
+            upstream_internal_redirect_failed_total, upstream_internal_redirect_succeeded_total,
+            upstream_rq_active_overflow, upstream_rq_cancelled, upstream_rq_completed, upstream_rq_maintenance_mode,
+            upstream_rq_max_duration_reached, upstream_rq_pending_failure_eject, upstream_rq_pending_overflow,
+            upstream_rq_pending_total, upstream_rq_per_try_idle_timeout, upstream_rq_per_try_timeout, upstream_rq_retry,
+            upstream_rq_retry_backoff_exponential, upstream_rq_retry_backoff_ratelimited, upstream_rq_retry_limit_exceeded,
+            upstream_rq_retry_overflow, upstream_rq_retry_success, upstream_rq_rx_reset, upstream_rq_timeout, upstream_rq_total,
+            upstream_rq_tx_reset,
+        }
+        gauge { upstream_cx_active, upstream_cx_rx_bytes_buffered, upstream_cx_tx_bytes_buffered, upstream_rq_active, upstream_rq_pending_active }
+        histogram { upstream_cx_connect_ms, upstream_cx_length_ms, upstream_rq_per_cx }
+    }
+}
+
+stats! {
+    /// Load balancing.
+    LbStats {
+        counter {
+            lb_healthy_panic, lb_local_cluster_not_ok, lb_recalculate_zone_structures, lb_zone_cluster_too_small,
+            lb_zone_no_capacity_left, lb_zone_routing_all_directly, lb_zone_routing_cross_zone, lb_zone_routing_sampled,
+        }
+        gauge { max_host_weight }
+    }
+}
+
+stats! {
+    /// Endpoints; kept by the control thread.
+    EndpointStats {
+        counter {
+            assignment_stale, assignment_timeout_received, membership_change, update_attempt, update_empty, update_failure,
+            update_no_rebuild, update_success,
+        }
+        gauge { membership_degraded, membership_excluded, membership_healthy, membership_total, warming_state }
+    }
+}
+
+stats! {
+    /// `outlier_detection.`; names with deprecated duplicates as in Envoy.
+    OutlierStats {
+        counter {
+            ejections_consecutive_5xx, ejections_detected_consecutive_5xx, ejections_detected_consecutive_gateway_failure,
+            ejections_detected_consecutive_local_origin_failure, ejections_detected_failure_percentage,
+            ejections_detected_local_origin_failure_percentage, ejections_detected_local_origin_success_rate,
+            ejections_detected_success_rate, ejections_enforced_consecutive_5xx, ejections_enforced_consecutive_gateway_failure,
+            ejections_enforced_consecutive_local_origin_failure, ejections_enforced_failure_percentage,
+            ejections_enforced_local_origin_failure_percentage, ejections_enforced_local_origin_success_rate,
+            ejections_enforced_success_rate, ejections_enforced_total, ejections_overflow, ejections_success_rate, ejections_total,
+        }
+        gauge { ejections_active }
+    }
+}
+
+stats! {
+    /// `health_check.`.
+    HealthCheckStats {
+        counter { attempt, degraded, failure, network_failure, passive_failure, success, verify_cluster }
+        gauge { degraded_gauge, healthy }
+    }
+}
+
+/// Codes seen so far of one prefix (`upstream_rq_`, `internal.upstream_rq_`, ...). The first few are found without a lock.
+#[derive(Debug)]
+struct CodeStats {
+    completed: Counter,
+    classes: [Counter; 5],
+    codes: [OnceLock<(u16, Counter)>; 6],
+    more: Mutex<Vec<(u16, Counter)>>,
+}
+
+impl CodeStats {
+    fn new(scope: &Scope) -> Self {
+        let class = |c: u16| scope.counter(&format!("upstream_rq_{c}xx"));
+        Self {
+            completed: scope.counter("upstream_rq_completed"),
+            classes: [class(1), class(2), class(3), class(4), class(5)],
+            codes: Default::default(),
+            more: Mutex::default(),
+        }
+    }
+    fn charge(&self, scope: &Scope, prefix: &str, code: u16) {
+        self.completed.inc();
+        if let Some(class) = usize::from(code / 100).checked_sub(1).and_then(|c| self.classes.get(c)) {
+            class.inc();
+        }
+        for slot in &self.codes {
+            let (known, counter) = slot.get_or_init(|| (code, scope.counter(&format!("{prefix}upstream_rq_{code}"))));
+            if *known == code {
+                return counter.inc();
+            }
+        }
+        let mut more = self.more.lock().unwrap_or_else(PoisonError::into_inner);
+        match more.iter().find(|(known, _)| *known == code) {
+            Some((_, counter)) => counter.inc(),
+            None => {
+                let counter = scope.counter(&format!("{prefix}upstream_rq_{code}"));
+                counter.inc();
+                more.push((code, counter));
+            }
+        }
+    }
+}
+
+/// Response codes and times of one prefix.
+#[derive(Debug)]
+struct Responses {
+    codes: CodeStats,
+    time: Histogram,
+}
+
+/// What kind of response is charged.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Charge<'a> {
+    /// The request was internal (`x-envoy-internal`).
+    pub internal: bool,
+    /// The host was a canary, or the response says so (`x-envoy-upstream-canary`).
+    pub canary: bool,
+    /// Our zone and the host's zone; stats per zone pair only if both are known.
+    pub zones: Option<(&'a str, &'a str)>,
+}
+
+/// All stats of a cluster that traffic touches.
+#[derive(Debug)]
+pub struct ClusterStats {
+    scope: Scope,
+    pub traffic: TrafficStats,
+    pub lb: LbStats,
+    pub default_breakers: BreakerStats,
+    pub high_breakers: BreakerStats,
+    all: Responses,
+    internal: OnceLock<Box<Responses>>,
+    external: OnceLock<Box<Responses>>,
+    canary: OnceLock<Box<Responses>>,
+    outlier: OnceLock<Box<OutlierStats>>,
+}
+
+impl ClusterStats {
+    pub(crate) fn new(scope: &Scope, track: (bool, bool)) -> Self {
+        Self {
+            traffic: TrafficStats::new(scope),
+            lb: LbStats::new(scope),
+            default_breakers: breakers(&scope.scope("circuit_breakers.default."), track.0),
+            high_breakers: breakers(&scope.scope("circuit_breakers.high."), track.1),
+            all: Responses { codes: CodeStats::new(scope), time: scope.histogram("upstream_rq_time") },
+            internal: OnceLock::new(),
+            external: OnceLock::new(),
+            canary: OnceLock::new(),
+            outlier: OnceLock::new(),
+            scope: scope.clone(),
+        }
+    }
+    /// `cluster.<name>.`.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+    /// `outlier_detection.*`.
+    pub fn outlier(&self) -> &OutlierStats {
+        self.outlier.get_or_init(|| Box::new(OutlierStats::new(&self.scope.scope("outlier_detection."))))
+    }
+    fn responses<'a>(&'a self, slot: &'a OnceLock<Box<Responses>>, prefix: &str) -> &'a Responses {
+        slot.get_or_init(|| {
+            let scope = self.scope.scope(prefix);
+            Box::new(Responses { codes: CodeStats::new(&scope), time: scope.histogram("upstream_rq_time") })
+        })
+    }
+    /// Counts a response code: `upstream_rq_completed`, `upstream_rq_2xx`, `upstream_rq_200`, the same under `internal.` or
+    /// `external.`, `canary.`, and `zone.<from>.<to>.`. Source: Envoy's `Http::CodeStatsImpl::chargeResponseStat`.
+    pub fn charge_response(&self, code: u16, how: &Charge<'_>) {
+        self.all.codes.charge(&self.scope, "", code);
+        if how.internal {
+            self.responses(&self.internal, "internal.").codes.charge(&self.scope, "internal.", code);
+        } else {
+            self.responses(&self.external, "external.").codes.charge(&self.scope, "external.", code);
+        }
+        if how.canary {
+            self.responses(&self.canary, "canary.").codes.charge(&self.scope, "canary.", code);
+        }
+        if let Some((from, to)) = how.zones {
+            let zone = format!("zone.{from}.{to}.upstream_rq_");
+            self.scope.counter(&format!("{zone}completed")).inc();
+            self.scope.counter(&format!("{zone}{}xx", code / 100)).inc();
+            self.scope.counter(&format!("{zone}{code}")).inc();
+        }
+    }
+    /// Records how long a response took in milliseconds: `upstream_rq_time`, and the same by kind.
+    pub fn charge_time(&self, millis: u64, how: &Charge<'_>) {
+        self.all.time.record(millis);
+        if how.internal {
+            self.responses(&self.internal, "internal.").time.record(millis);
+        } else {
+            self.responses(&self.external, "external.").time.record(millis);
+        }
+        if how.canary {
+            self.responses(&self.canary, "canary.").time.record(millis);
+        }
+        if let Some((from, to)) = how.zones {
+            self.scope.histogram(&format!("zone.{from}.{to}.upstream_rq_time")).record(millis);
+        }
+    }
+}
+
+fn breakers(scope: &Scope, track: bool) -> BreakerStats {
+    let remaining = |name: &str| if track { scope.gauge(name) } else { Gauge::default() };
+    BreakerStats {
+        cx_open: scope.gauge("cx_open"),
+        rq_pending_open: scope.gauge("rq_pending_open"),
+        rq_open: scope.gauge("rq_open"),
+        rq_retry_open: scope.gauge("rq_retry_open"),
+        cx_pool_open: scope.gauge("cx_pool_open"),
+        remaining_cx: remaining("remaining_cx"),
+        remaining_pending: remaining("remaining_pending"),
+        remaining_rq: remaining("remaining_rq"),
+        remaining_retries: remaining("remaining_retries"),
+        remaining_cx_pools: remaining("remaining_cx_pools"),
+    }
+}
