@@ -2,22 +2,42 @@
 //! Pseudo-headers live in [`crate::RequestHead`] and [`crate::ResponseHead`]; `host` is `:authority`.
 
 use crate::ByteStr;
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
+use std::sync::Arc;
 
 /// Ordered header fields. Lookups are linear: requests carry tens of fields, not thousands (limits are the codec's).
 #[derive(Clone, Debug, Default)]
 pub struct Headers {
     entries: Vec<(HeaderName, HeaderValue)>,
+    original: Option<Arc<OriginalNames>>,
+}
+
+/// Field names as the peer wrote them, for Envoy's `preserve_case` formatter. Filled by the HTTP/1 codec when asked for.
+#[derive(Clone, Debug, Default)]
+pub struct OriginalNames(Vec<(HeaderName, Bytes)>);
+
+impl OriginalNames {
+    /// Remembers that `name` was written as `text`. The first writing of a name wins.
+    pub fn add(&mut self, name: HeaderName, text: Bytes) {
+        if self.get(&name).is_none() {
+            self.0.push((name, text));
+        }
+    }
+    /// How `name` was written.
+    pub fn get(&self, name: &HeaderName) -> Option<&[u8]> {
+        self.0.iter().find(|(n, _)| n == name).map(|(_, text)| text.as_ref())
+    }
 }
 
 impl Headers {
     /// No fields, nothing allocated.
     pub const fn new() -> Self {
-        Self { entries: Vec::new() }
+        Self { entries: Vec::new(), original: None }
     }
     /// No fields, room for `n`.
     pub fn with_capacity(n: usize) -> Self {
-        Self { entries: Vec::with_capacity(n) }
+        Self { entries: Vec::with_capacity(n), original: None }
     }
     /// Number of fields, counting repeated names each time.
     pub fn len(&self) -> usize {
@@ -87,6 +107,14 @@ impl Headers {
     pub fn clear(&mut self) {
         self.entries.clear();
     }
+    /// Names as the peer wrote them, if the codec kept them.
+    pub fn original_names(&self) -> Option<&OriginalNames> {
+        self.original.as_deref()
+    }
+    /// Attaches the names as the peer wrote them.
+    pub fn set_original_names(&mut self, names: Arc<OriginalNames>) {
+        self.original = Some(names);
+    }
     /// Sum of name and value lengths, as Envoy's `byteSize()`.
     pub fn byte_size(&self) -> usize {
         self.entries.iter().map(|(n, v)| n.as_str().len() + v.len()).sum()
@@ -102,7 +130,7 @@ impl IntoIterator for Headers {
 }
 impl FromIterator<(HeaderName, HeaderValue)> for Headers {
     fn from_iter<T: IntoIterator<Item = (HeaderName, HeaderValue)>>(iter: T) -> Self {
-        Self { entries: iter.into_iter().collect() }
+        Self { entries: iter.into_iter().collect(), original: None }
     }
 }
 
