@@ -20,7 +20,7 @@ pub enum PerFilterConfig {
 }
 
 /// A matched route (with its weighted cluster already chosen).
-pub trait RouteView: Debug + Send + Sync {
+pub trait RouteView: Any + Debug + Send + Sync {
     /// `Route.name`, empty if none.
     fn name(&self) -> &Arc<str>;
     /// `VirtualHost.name`.
@@ -40,7 +40,7 @@ pub trait RouteView: Debug + Send + Sync {
 }
 
 /// A cluster.
-pub trait ClusterView: Debug + Send + Sync {
+pub trait ClusterView: Any + Debug + Send + Sync {
     /// `Cluster.name`.
     fn name(&self) -> &Arc<str>;
     /// `alt_stat_name`, else the name (`%UPSTREAM_CLUSTER%`).
@@ -54,7 +54,7 @@ pub trait ClusterView: Debug + Send + Sync {
 }
 
 /// An upstream host.
-pub trait HostView: Debug + Send + Sync {
+pub trait HostView: Any + Debug + Send + Sync {
     fn address(&self) -> &Address;
     /// `Endpoint.hostname`, or the DNS name; empty if none.
     fn hostname(&self) -> &str;
