@@ -17,6 +17,8 @@ struct Extractor {
     pattern: Pattern,
     /// First token that the stat's name must have; empty for any. Those with a token run after those without, as in Envoy.
     prefix: String,
+    /// A value that is no tag.
+    except: &'static str,
 }
 
 #[derive(Debug)]
@@ -184,7 +186,7 @@ impl Extractors {
             match &spec.tag_value {
                 Some(TagValue::FixedValue(value)) => this.fixed.push((name, value.as_str().into())),
                 Some(TagValue::Regex(regex)) if !regex.is_empty() => match compile(regex) {
-                    Ok(pattern) => this.all.push(Extractor { name, pattern, prefix: regex_prefix(regex) }),
+                    Ok(pattern) => this.all.push(Extractor { name, pattern, prefix: regex_prefix(regex), except: "" }),
                     Err(e) => {
                         problem("regex", format!("{regex:?} of tag {name:?}: {e}"), "use a regex without look-around and back-references")
                     }
@@ -219,8 +221,10 @@ impl Extractors {
             let prefix = tokens.first().copied().unwrap_or_default().to_string();
             (Ok(Pattern::Tokens(tokens)), prefix)
         };
+        // The admin listener has no address in its name.
+        let except = if name == "envoy.listener_address" { "admin" } else { "" };
         match compiled {
-            Ok(pattern) => self.all.push(Extractor { name: name.into(), pattern, prefix }),
+            Ok(pattern) => self.all.push(Extractor { name: name.into(), pattern, prefix, except }),
             Err(found) => problems.push(Problem { path: "use_all_default_tags".to_string(), found, remedy: "set it to false".to_string() }),
         }
     }
@@ -233,8 +237,10 @@ impl Extractors {
             if tags.iter().any(|(n, _)| *n == extractor.name) {
                 continue;
             }
-            if let Some((cut, value)) = extractor.find(name) {
-                tags.push((extractor.name.clone(), name.get(value).unwrap_or_default().into()));
+            let Some((cut, value)) = extractor.find(name) else { continue };
+            let value = name.get(value).unwrap_or_default();
+            if extractor.except.is_empty() || value != extractor.except {
+                tags.push((extractor.name.clone(), value.into()));
                 removed.push(cut);
             }
         }
@@ -286,6 +292,7 @@ mod tests {
             ("listener.[__1]_80.downstream_cx_total", "listener.downstream_cx_total listener_address=[__1]_80"),
             ("http.admin.downstream_cx_total", "http.downstream_cx_total http_conn_manager_prefix=admin"),
             ("server.worker_1.watchdog_miss", "server.worker_watchdog_miss worker_id=1"),
+            ("listener.admin.downstream_cx_total", "listener.admin.downstream_cx_total "),
             ("server.live", "server.live "),
             ("tcp.x.downstream_cx_total", "tcp.downstream_cx_total tcp_prefix=x"),
             ("cluster", "cluster "),
