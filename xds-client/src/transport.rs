@@ -4,8 +4,9 @@
 use crate::backoff::{Backoff, TokenBucket};
 use crate::resource::{Receipt, Refused, Update, types};
 use crate::session::Session;
-use futures_util::future::{BoxFuture, LocalBoxFuture};
+use futures_util::future::LocalBoxFuture;
 use futures_util::stream::poll_fn;
+use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use nuncio_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse};
 use std::cell::RefCell;
@@ -14,20 +15,19 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, mpsc};
 use tonic::metadata::{MetadataKey, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
 
 /// A byte stream to the control plane: TCP, Unix socket, with or without TLS.
-pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+pub trait Io: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
 
 /// Opens connections to the control plane; h2 is spoken by prior knowledge on what it returns.
-pub trait Connector: Send + Sync + 'static {
+pub trait Connector {
     /// Opens one connection; the error's text is logged and counted as a failed update.
-    fn connect(&self) -> BoxFuture<'static, io::Result<Box<dyn Io>>>;
+    fn connect(&self) -> LocalBoxFuture<'static, io::Result<Box<dyn Io>>>;
 }
 
 /// What consumes a session's updates. Called on the control thread.
@@ -47,7 +47,7 @@ pub trait Handler {
 
 /// How to talk to one target.
 pub struct Options {
-    pub connector: Arc<dyn Connector>,
+    pub connector: Rc<dyn Connector>,
     /// `:authority` of the stream: `envoy_grpc.authority`, else the cluster's name.
     pub authority: String,
     /// gRPC method: see [`ads_method`] and [`service_method`].
@@ -136,16 +136,16 @@ pub async fn run(client: Rc<Client>, mut options: Options, handler: Rc<dyn Handl
 
 /// One connection and one stream, to its end.
 async fn attempt(client: &Rc<Client>, options: &mut Options, handler: &Rc<dyn Handler>) -> Result<(), String> {
-    let channel = connect(options).await?;
+    let connection = connect(options).await?;
     let delta = matches!(&*client.session.borrow(), Session::Delta(_));
     if delta {
         let next = |s: &mut Session| if let Session::Delta(s) = s { s.next_request() } else { None };
         let take = |s: &mut Session, r: DeltaDiscoveryResponse| if let Session::Delta(s) = s { s.on_response(r) } else { None };
-        stream::<DeltaDiscoveryRequest, DeltaDiscoveryResponse>(client, options, handler, channel, next, take).await
+        stream::<DeltaDiscoveryRequest, DeltaDiscoveryResponse>(client, options, handler, &connection, next, take).await
     } else {
         let next = |s: &mut Session| if let Session::Sotw(s) = s { s.next_request() } else { None };
         let take = |s: &mut Session, r: DiscoveryResponse| if let Session::Sotw(s) = s { s.on_response(r) } else { None };
-        stream::<DiscoveryRequest, DiscoveryResponse>(client, options, handler, channel, next, take).await
+        stream::<DiscoveryRequest, DiscoveryResponse>(client, options, handler, &connection, next, take).await
     }
 }
 
@@ -153,7 +153,7 @@ async fn stream<Q, R>(
     client: &Rc<Client>,
     options: &mut Options,
     handler: &Rc<dyn Handler>,
-    channel: Channel,
+    connection: &Connection,
     next: impl Fn(&mut Session) -> Option<Q>,
     take: impl Fn(&mut Session, R) -> Option<(Update, Receipt)>,
 ) -> Result<(), String>
@@ -168,7 +168,11 @@ where
             request.metadata_mut().append(key, value);
         }
     }
-    let mut grpc = tonic::client::Grpc::new(channel).max_decoding_message_size(usize::MAX).max_encoding_message_size(usize::MAX);
+    let origin = http::Uri::builder().scheme("http").authority(options.authority.as_str()).path_and_query("/").build();
+    let origin = origin.unwrap_or_else(|_| http::Uri::from_static("http://xds"));
+    let mut grpc = tonic::client::Grpc::with_origin(Service(connection.sender.clone()), origin)
+        .max_decoding_message_size(usize::MAX)
+        .max_encoding_message_size(usize::MAX);
     grpc.ready().await.map_err(|e| describe(&e))?;
     client.session.borrow_mut().connected();
     handler.on_connected(true);
@@ -231,31 +235,58 @@ async fn send<Q>(
     }
 }
 
-async fn connect(options: &Options) -> Result<Channel, String> {
-    let uri = http::Uri::builder().scheme("http").authority(options.authority.as_str()).path_and_query("/").build();
-    let uri = uri.unwrap_or_else(|_| http::Uri::from_static("http://xds"));
-    let endpoint = Endpoint::from(uri)
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(2 << 20)
-        .http2_max_header_list_size(1 << 16)
-        .connect_timeout(Duration::from_secs(30));
-    endpoint.connect_with_connector(Service(options.connector.clone())).await.map_err(|e| describe(&e))
+/// One HTTP/2 connection, driven by a local task until it closes or the caller is done.
+struct Connection {
+    sender: http2::SendRequest<tonic::body::Body>,
+    driver: tokio::task::JoinHandle<()>,
+}
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
 }
 
-/// tonic's idea of a connector over ours.
-#[derive(Clone)]
-struct Service(Arc<dyn Connector>);
+async fn connect(options: &Options) -> Result<Connection, String> {
+    let io = options.connector.connect().await.map_err(|e| describe(&e))?;
+    let (sender, driver) = http2::Builder::new(LocalExecutor)
+        .timer(hyper_util::rt::TokioTimer::new())
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(2 << 20)
+        .max_header_list_size(1 << 16)
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(|e| describe(&e))?;
+    let driver = tokio::task::spawn_local(async move {
+        if let Err(e) = driver.await {
+            log::debug!(target: "grpc", "connection to the control plane: {}", describe(&e));
+        }
+    });
+    Ok(Connection { sender, driver })
+}
 
-impl tower_service::Service<http::Uri> for Service {
-    type Response = TokioIo<Box<dyn Io>>;
-    type Error = io::Error;
-    type Future = BoxFuture<'static, io::Result<Self::Response>>;
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+/// Spawns hyper's tasks on the control thread, so that connections need not be `Send`.
+#[derive(Clone, Copy)]
+struct LocalExecutor;
+impl<F: Future + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, task: F) {
+        tokio::task::spawn_local(async move {
+            task.await;
+        });
     }
-    fn call(&mut self, _uri: http::Uri) -> Self::Future {
-        let connecting = self.0.connect();
-        Box::pin(async move { connecting.await.map(TokioIo::new) })
+}
+
+/// hyper's sender as the service that tonic calls.
+struct Service(http2::SendRequest<tonic::body::Body>);
+
+impl tower_service::Service<http::Request<tonic::body::Body>> for Service {
+    type Response = http::Response<hyper::body::Incoming>;
+    type Error = hyper::Error;
+    type Future = LocalBoxFuture<'static, Result<Self::Response, hyper::Error>>;
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
+        self.0.poll_ready(cx)
+    }
+    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+        Box::pin(self.0.send_request(request))
     }
 }
 
