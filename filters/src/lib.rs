@@ -1,1 +1,13 @@
-//! Envoy HTTP filters, one file each.
+//! Envoy's HTTP filters, one file or folder each. Compiled on the control thread, run on every worker; `register` is called once
+//! by `main`. Filters that are not here are not registered: a listener that uses one is refused by name, never served without it.
+
+pub mod grpc_stats;
+
+mod config;
+
+use nuncio_core::registry::Registry;
+
+/// Adds every filter of this crate to `registry`.
+pub fn register(registry: &mut Registry) {
+    registry.http.push(Box::new(grpc_stats::Factory));
+}

@@ -2,7 +2,7 @@
 //! `%RESPONSE_FLAGS_LONG%` (`envoy/stream_info/stream_info.h`, `stream_info/utility.cc`).
 
 /// A set of response flags.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ResponseFlags(u64);
 
 macro_rules! flags {

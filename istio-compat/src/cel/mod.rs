@@ -1,0 +1,53 @@
+//! The Common Expression Language over Envoy's attributes, as Istio Telemetry uses it for labels and metric values: operators,
+//! `has`, conversions and string functions. Macros over lists are refused by name. Expressions are compiled on the control
+//! thread; known attributes become direct reads of the stream, so that workers look up no names.
+//! Source: the CEL specification and Envoy's `docs/root/intro/arch_overview/advanced/attributes.rst`.
+
+mod attributes;
+mod eval;
+mod lexer;
+mod parser;
+mod value;
+
+pub use attributes::Attributes;
+pub use parser::ParseError;
+pub use value::Value;
+
+use parser::Expr;
+
+/// A compiled expression.
+#[derive(Debug)]
+pub struct Program {
+    root: Expr,
+    unknown: Vec<String>,
+}
+
+impl Program {
+    /// Compiles `source`.
+    pub fn compile(source: &str) -> Result<Self, ParseError> {
+        let mut unknown = Vec::new();
+        let root = parser::parse(source, &mut unknown)?;
+        Ok(Self { root, unknown })
+    }
+    /// Identifiers and attributes that exist neither here nor in Envoy: expressions that reach them fail when they run.
+    pub fn unknown(&self) -> &[String] {
+        &self.unknown
+    }
+    /// Runs it; none if it fails (a missing key, a wrong type).
+    pub fn run<'a>(&'a self, attributes: &Attributes<'a>) -> Option<Value<'a>> {
+        eval::eval(&self.root, attributes).ok()
+    }
+    /// Runs it and appends the text of the result as Envoy prints it; false, and nothing appended, if it fails.
+    pub fn print(&self, attributes: &Attributes<'_>, out: &mut String) -> bool {
+        match self.run(attributes) {
+            Some(value) => {
+                value.print(out);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
