@@ -3,7 +3,9 @@
 
 pub mod cert;
 pub mod client_hello;
+mod common;
 pub mod downstream;
+mod finish;
 pub mod material;
 mod params;
 mod pins;
