@@ -2,8 +2,8 @@
 
 use crate::options::{H1Options, H2Options, HeaderKeyFormat, HeadersWithUnderscores, KeepAlive};
 use nuncio_core::diag::{At, Report};
-use nuncio_proto::envoy::config::core::v3::http1_protocol_options::header_key_format::HeaderFormat;
 use nuncio_proto::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
+use nuncio_proto::envoy::config::core::v3::http1_protocol_options::header_key_format::HeaderFormat;
 use nuncio_proto::envoy::config::core::v3::{Http1ProtocolOptions, Http2ProtocolOptions, KeepaliveSettings};
 use nuncio_proto::envoy::extensions::http::header_formatters::preserve_case::v3::PreserveCaseFormatterConfig;
 use nuncio_proto::envoy::r#type::matcher::v3::string_matcher::MatchPattern;
@@ -21,12 +21,7 @@ pub fn duration(proto: &nuncio_proto::Duration, at: &At<'_>, report: &mut Report
 }
 
 /// An optional duration where 0 means none; `default` if it is absent.
-pub fn timeout(
-    proto: Option<&nuncio_proto::Duration>,
-    default: Option<Duration>,
-    at: &At<'_>,
-    report: &mut Report,
-) -> Option<Duration> {
+pub fn timeout(proto: Option<&nuncio_proto::Duration>, default: Option<Duration>, at: &At<'_>, report: &mut Report) -> Option<Duration> {
     match proto {
         None => default,
         Some(d) => duration(d, at, report).filter(|d| !d.is_zero()),
@@ -139,10 +134,7 @@ pub fn h2(proto: &Http2ProtocolOptions, at: &At<'_>, report: &mut Report) -> H2O
         (proto.max_outbound_control_frames.is_some(), "max_outbound_control_frames"),
         (proto.max_consecutive_inbound_frames_with_empty_payload.is_some(), "max_consecutive_inbound_frames_with_empty_payload"),
         (proto.max_inbound_priority_frames_per_stream.is_some(), "max_inbound_priority_frames_per_stream"),
-        (
-            proto.max_inbound_window_update_frames_per_data_frame_sent.is_some(),
-            "max_inbound_window_update_frames_per_data_frame_sent",
-        ),
+        (proto.max_inbound_window_update_frames_per_data_frame_sent.is_some(), "max_inbound_window_update_frames_per_data_frame_sent"),
         (proto.stream_reset_burst.is_some(), "stream_reset_burst"),
         (proto.stream_reset_rate.is_some(), "stream_reset_rate"),
     ] {

@@ -9,6 +9,7 @@
 
 pub mod auto;
 pub mod client;
+pub mod compile;
 pub mod control;
 pub mod h1;
 pub mod h2;

@@ -25,6 +25,8 @@ pub struct Malformed {
     pub details: &'static str,
     /// The head, if it could be read.
     pub head: Option<Box<RequestHead>>,
+    /// The message ended with its head, so that the next one can be told from it.
+    pub recoverable: bool,
 }
 
 /// One request.

@@ -1,0 +1,227 @@
+//! Heads, chunks and trailers to bytes: I/O-free. The encoder, not the header map, decides framing: fields that belong to
+//! the connection are left out of the map and written anew, so that nothing in it can split or desynchronise a message.
+
+use crate::h1::body::Framing;
+use crate::h1::response::Asked;
+use crate::options::{H1Options, HeaderKeyFormat};
+use crate::validate::{self, details};
+use http::{HeaderName, Method, StatusCode, header};
+use nuncio_core::{Headers, HttpVersion, RequestHead, ResponseHead, StreamError};
+
+fn put_name(out: &mut Vec<u8>, name: &HeaderName, headers: &Headers, format: HeaderKeyFormat) {
+    let lower = name.as_str().as_bytes();
+    let proper = match format {
+        HeaderKeyFormat::Lower => false,
+        HeaderKeyFormat::ProperCase => true,
+        HeaderKeyFormat::PreserveCase { proper_case_unknown } => match headers.original_names().and_then(|names| names.get(name)) {
+            Some(text) => return out.extend_from_slice(text),
+            None => proper_case_unknown,
+        },
+    };
+    if !proper {
+        return out.extend_from_slice(lower);
+    }
+    let mut capital = true;
+    for b in lower {
+        out.push(if capital { b.to_ascii_uppercase() } else { *b });
+        capital = !b.is_ascii_alphanumeric();
+    }
+}
+
+fn put_field(out: &mut Vec<u8>, name: &HeaderName, value: &[u8], headers: &Headers, format: HeaderKeyFormat) {
+    put_name(out, name, headers, format);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn put_number(out: &mut Vec<u8>, n: u64) {
+    out.extend_from_slice(itoa::Buffer::new().format(n).as_bytes());
+}
+
+/// Writes every field of `headers` that a message may carry end to end, `content-length` left out.
+fn put_fields(out: &mut Vec<u8>, headers: &Headers, format: HeaderKeyFormat) {
+    for (name, value) in headers.iter() {
+        let special = match name.as_str().len() {
+            4 => *name == header::HOST,
+            7 | 10 | 14 | 16 | 17 => validate::is_connection_specific(name) || *name == header::CONTENT_LENGTH,
+            _ => false,
+        };
+        if !special {
+            put_field(out, name, value.as_bytes(), headers, format);
+        }
+    }
+}
+
+fn put_framing(out: &mut Vec<u8>, length: Option<u64>, chunked: bool, headers: &Headers, format: HeaderKeyFormat) {
+    if let Some(n) = length {
+        put_name(out, &header::CONTENT_LENGTH, headers, format);
+        out.extend_from_slice(b": ");
+        put_number(out, n);
+        out.extend_from_slice(b"\r\n");
+    }
+    if chunked {
+        put_field(out, &header::TRANSFER_ENCODING, b"chunked", headers, format);
+    }
+}
+
+/// The one valid content-length of a head; none if there is none, or if several differ or cannot be read.
+fn declared_length(headers: &Headers) -> Option<u64> {
+    let mut all = headers.get_all(&header::CONTENT_LENGTH).map(|v| validate::content_length(v.as_bytes()));
+    let first = all.next()??;
+    all.all(|n| n == Some(first)).then_some(first)
+}
+
+/// Appends a request head. `end`: there is no body. Gives the framing of the body that follows. Refuses what would not
+/// arrive as one request: a target or host with white space or control characters, an empty path.
+pub fn request(out: &mut Vec<u8>, head: &RequestHead, end: bool, options: &H1Options) -> Result<(Framing, Asked), StreamError> {
+    let connect = head.method == Method::CONNECT;
+    let upgrade = !connect && validate::is_upgrade(&head.headers);
+    let target = if connect { head.authority.as_bytes() } else { head.path.as_bytes() };
+    if target.is_empty() || !validate::is_valid_target(target) {
+        return Err(StreamError::LocalReset(details::INVALID_URL));
+    }
+    if head.authority.bytes().any(|b| b.is_ascii_control()) {
+        return Err(StreamError::LocalReset(details::INVALID_AUTHORITY));
+    }
+    out.extend_from_slice(head.method.as_str().as_bytes());
+    out.push(b' ');
+    if options.send_fully_qualified_url && !connect && target.starts_with(b"/") {
+        out.extend_from_slice(if head.scheme.is_empty() { b"http" } else { head.scheme.as_bytes() });
+        out.extend_from_slice(b"://");
+        out.extend_from_slice(head.authority.as_bytes());
+    }
+    out.extend_from_slice(target);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    let format = options.header_key_format;
+    put_field(out, &header::HOST, head.authority.as_bytes(), &head.headers, format);
+    put_fields(out, &head.headers, format);
+
+    let declared = if connect { None } else { declared_length(&head.headers) };
+    let framing = if end {
+        Framing::None
+    } else {
+        match declared {
+            Some(n) => Framing::Length(n),
+            // What follows is raw, and not before the other side switched.
+            None if connect || upgrade => Framing::None,
+            None => Framing::Chunked,
+        }
+    };
+    // Methods whose requests mostly have no body do not say so (`HeaderUtility::requestShouldHaveNoBody`).
+    let silent = connect || upgrade || matches!(head.method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE);
+    let length = match framing {
+        Framing::Length(n) => Some(n),
+        Framing::None if declared == Some(0) || !silent => Some(0),
+        _ => None,
+    };
+    put_framing(out, length, framing == Framing::Chunked, &head.headers, format);
+    if upgrade {
+        put_field(out, &header::CONNECTION, b"upgrade", &head.headers, format);
+        if let Some(protocol) = head.headers.get(&header::UPGRADE) {
+            put_field(out, &header::UPGRADE, protocol.as_bytes(), &head.headers, format);
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    Ok((framing, Asked { head: head.method == Method::HEAD, connect, upgrade }))
+}
+
+/// How the connection goes on after a response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum After {
+    /// HTTP/1.1 says nothing; HTTP/1.0 is told.
+    KeepAlive,
+    Close,
+    /// Raw bytes follow.
+    Upgraded,
+}
+
+/// Appends a final response head. `remaining`: the body's length, if known. Gives the framing of the body; `UntilClose` for
+/// an HTTP/1.0 body of unknown length means that the connection ends with it, whatever `after` was.
+pub fn response(
+    out: &mut Vec<u8>,
+    head: &ResponseHead,
+    asked: Asked,
+    version: HttpVersion,
+    remaining: Option<u64>,
+    after: After,
+    options: &H1Options,
+) -> Framing {
+    let http10 = version == HttpVersion::Http10;
+    put_status_line(out, head.status, http10);
+    let format = options.header_key_format;
+    put_fields(out, &head.headers, format);
+    let declared = declared_length(&head.headers);
+    let bodiless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) || head.status.is_informational();
+    let framing = if after == After::Upgraded {
+        Framing::UntilClose
+    } else if asked.head || bodiless {
+        Framing::None
+    } else {
+        match declared.or(remaining) {
+            Some(n) => Framing::Length(n),
+            None if http10 => Framing::UntilClose,
+            None => Framing::Chunked,
+        }
+    };
+    let length = match framing {
+        Framing::Length(n) => Some(n),
+        // What a GET would have had.
+        Framing::None if asked.head || head.status == StatusCode::NOT_MODIFIED => declared,
+        _ => None,
+    };
+    let length = if head.status == StatusCode::NO_CONTENT || head.status.is_informational() { None } else { length };
+    put_framing(out, length, framing == Framing::Chunked, &head.headers, format);
+    match after {
+        After::Upgraded if head.status == StatusCode::SWITCHING_PROTOCOLS => {
+            put_field(out, &header::CONNECTION, b"upgrade", &head.headers, format);
+            if let Some(protocol) = head.headers.get(&header::UPGRADE) {
+                put_field(out, &header::UPGRADE, protocol.as_bytes(), &head.headers, format);
+            }
+        }
+        After::Upgraded => {}
+        After::KeepAlive if http10 && framing != Framing::UntilClose => {
+            put_field(out, &header::CONNECTION, b"keep-alive", &head.headers, format);
+        }
+        After::KeepAlive if !http10 => {}
+        _ => put_field(out, &header::CONNECTION, b"close", &head.headers, format),
+    }
+    out.extend_from_slice(b"\r\n");
+    framing
+}
+
+/// Appends a 1xx head.
+pub fn informational(out: &mut Vec<u8>, head: &ResponseHead, options: &H1Options) {
+    put_status_line(out, head.status, false);
+    put_fields(out, &head.headers, options.header_key_format);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn put_status_line(out: &mut Vec<u8>, status: StatusCode, http10: bool) {
+    out.extend_from_slice(if http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends the size line of a chunk of `n` bytes; `n` must not be 0.
+pub fn chunk_size(out: &mut Vec<u8>, n: usize) {
+    let digits = (usize::BITS - n.leading_zeros()).div_ceil(4);
+    for shift in (0..digits).rev() {
+        let digit = ((n >> (shift * 4)) & 0xf) as u32;
+        out.push(char::from_digit(digit, 16).map_or(b'0', |c| c as u8));
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends the last chunk and, if there are any, trailers.
+pub fn last_chunk(out: &mut Vec<u8>, trailers: Option<&Headers>, options: &H1Options) {
+    out.extend_from_slice(b"0\r\n");
+    if let Some(trailers) = trailers {
+        for (name, value) in trailers.iter().filter(|(name, _)| validate::is_valid_trailer(name)) {
+            put_field(out, name, value.as_bytes(), trailers, options.header_key_format);
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+}

@@ -1,0 +1,187 @@
+//! Moving bytes between a transport and the machines of this module, with buffers that exist only while bytes move: reads go
+//! through one scratch buffer per worker and are copied out at their true size; output is gathered in vectors lent from a
+//! per-worker pool. An idle connection holds neither.
+
+use bytes::{Buf, Bytes, BytesMut};
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// What one read can take: four TLS records, and more than most heads with their bodies.
+const SCRATCH: usize = 64 * 1024;
+/// Data up to this size is copied behind what waits already; more is written from where it is.
+const COPY_MAX: usize = 4096;
+/// Output that waits for one write. More frames are not asked for above this.
+const GATHER_MAX: usize = 32 * 1024;
+/// Vectors kept for reuse, and the largest one worth keeping.
+const POOLED: usize = 16;
+const POOLED_CAPACITY: usize = 64 * 1024;
+
+thread_local! {
+    // Taken while it is used: a transport may itself be a stream of this codec (CONNECT tunnels) and read in turn.
+    static READ: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+    static POOL: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Reads once and appends to `buf`; 0 bytes is the end of the transport.
+pub fn poll_fill<IO: AsyncRead + Unpin>(io: &mut IO, buf: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    let mut scratch = READ.take().unwrap_or_else(|| vec![0; SCRATCH].into_boxed_slice());
+    let mut read = ReadBuf::new(&mut scratch);
+    let result = Pin::new(io).poll_read(cx, &mut read);
+    let n = read.filled().len();
+    if n > 0 {
+        buf.extend_from_slice(read.filled());
+    }
+    READ.set(Some(scratch));
+    ready!(result)?;
+    Poll::Ready(Ok(n))
+}
+
+/// Output of one connection: small things gathered, then at most one large piece, then what follows it.
+#[derive(Debug, Default)]
+pub struct OutBuf {
+    front: Vec<u8>,
+    written: usize,
+    body: Bytes,
+    back: Vec<u8>,
+}
+
+impl OutBuf {
+    /// Whether everything was written.
+    pub fn is_empty(&self) -> bool {
+        self.front.is_empty() && self.body.is_empty()
+    }
+    /// Whether more may be put in before the next write.
+    pub fn has_room(&self) -> bool {
+        self.body.is_empty() && self.front.len() - self.written.min(self.front.len()) < GATHER_MAX
+    }
+    /// Where small things are appended.
+    pub fn tail(&mut self) -> &mut Vec<u8> {
+        if !self.body.is_empty() {
+            return &mut self.back;
+        }
+        if self.front.capacity() == 0 {
+            self.front = POOL.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(COPY_MAX));
+        }
+        &mut self.front
+    }
+    /// Appends body bytes, by copy if they are few.
+    pub fn push(&mut self, data: Bytes) {
+        if data.len() <= COPY_MAX || !self.body.is_empty() {
+            self.tail().extend_from_slice(&data);
+        } else {
+            self.body = data;
+        }
+    }
+    /// Drops everything that waits.
+    pub fn clear(&mut self) {
+        self.body = Bytes::new();
+        self.back = Vec::new();
+        self.written = 0;
+        give_back(std::mem::take(&mut self.front));
+    }
+    /// Writes everything and flushes the transport. `total` counts what was written.
+    pub fn poll_flush<IO: AsyncWrite + Unpin>(&mut self, io: &mut IO, total: &mut u64, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        while !self.is_empty() {
+            let front = self.front.get(self.written..).unwrap_or_default();
+            let n = if self.body.is_empty() {
+                ready!(Pin::new(&mut *io).poll_write(cx, front))?
+            } else if front.is_empty() {
+                ready!(Pin::new(&mut *io).poll_write(cx, &self.body))?
+            } else {
+                let parts = [IoSlice::new(front), IoSlice::new(&self.body)];
+                ready!(Pin::new(&mut *io).poll_write_vectored(cx, &parts))?
+            };
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            *total += n as u64;
+            self.advance(n);
+        }
+        Pin::new(io).poll_flush(cx)
+    }
+    fn advance(&mut self, n: usize) {
+        let front = n.min(self.front.len() - self.written);
+        self.written += front;
+        let rest = (n - front).min(self.body.len());
+        self.body.advance(rest);
+        if self.written < self.front.len() {
+            return;
+        }
+        self.written = 0;
+        self.front.clear();
+        if self.body.is_empty() {
+            self.body = Bytes::new();
+            let back = std::mem::take(&mut self.back);
+            let front = std::mem::replace(&mut self.front, back);
+            give_back(front);
+        }
+    }
+}
+
+impl Drop for OutBuf {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+fn give_back(mut buffer: Vec<u8>) {
+    if buffer.capacity() == 0 || buffer.capacity() > POOLED_CAPACITY {
+        return;
+    }
+    buffer.clear();
+    // The pool is gone while a thread ends.
+    let _ = POOL.try_with(|pool| {
+        let mut pool = pool.borrow_mut();
+        if pool.len() < POOLED {
+            pool.push(buffer);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::Waker;
+
+    /// Takes a given number of bytes per write.
+    struct Slow(usize, Vec<u8>);
+    impl AsyncWrite for Slow {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+            let n = self.0.min(data.len());
+            self.1.extend_from_slice(&data[..n]);
+            Poll::Ready(Ok(n))
+        }
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn order_survives_any_write_size() {
+        for step in [1, 2, 3, 7, 100, 5000, 1 << 20] {
+            let mut out = OutBuf::default();
+            out.tail().extend_from_slice(b"head");
+            out.push(Bytes::from_static(b"small"));
+            let large = vec![b'x'; COPY_MAX + 1];
+            out.push(Bytes::from(large.clone()));
+            assert!(!out.has_room());
+            out.tail().extend_from_slice(b"tail");
+            out.push(Bytes::from_static(b"more"));
+            let (mut io, mut total) = (Slow(step, Vec::new()), 0);
+            assert!(out.poll_flush(&mut io, &mut total, &mut Context::from_waker(Waker::noop())).is_ready());
+            let expected = [b"headsmall".as_slice(), &large, b"tailmore"].concat();
+            assert!(io.1 == expected, "step {step}");
+            assert_eq!(total, expected.len() as u64);
+            assert!(out.is_empty() && out.has_room());
+        }
+    }
+}
