@@ -5,6 +5,7 @@ use crate::filter_state::FilterState;
 use crate::views::{ClusterView, HostView};
 use crate::{Address, ByteStr, HttpVersion, ResponseFlags};
 use nuncio_proto::Struct;
+use nuncio_proto::envoy::config::core::v3::Metadata;
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -100,6 +101,11 @@ pub struct ConnectionInfo {
     pub listener: Arc<str>,
     pub direction: TrafficDirection,
     pub filter_chain: Arc<str>,
+    /// `Listener.metadata` and `FilterChain.metadata`, for `%METADATA(LISTENER:...)%`.
+    pub listener_metadata: Option<Arc<Metadata>>,
+    pub filter_chain_metadata: Option<Arc<Metadata>>,
+    /// Time from accept to the end of the TLS handshake (`%DOWNSTREAM_HANDSHAKE_DURATION%`); none without TLS.
+    pub handshake: Cell<Option<Duration>>,
     /// Filter state with connection lifetime.
     pub filter_state: RefCell<FilterState>,
     /// Dynamic metadata of listener filters (proxy_protocol TLVs).
@@ -140,6 +146,9 @@ pub struct UpstreamInfo {
     pub last_rx: Option<Duration>,
     pub wire_tx_bytes: u64,
     pub wire_rx_bytes: u64,
+    /// Bytes of headers on the wire (`%UPSTREAM_HEADER_BYTES_*%`).
+    pub header_tx_bytes: u64,
+    pub header_rx_bytes: u64,
     /// Addresses of every attempted host, in order (`%UPSTREAM_HOSTS_ATTEMPTED%`).
     pub attempted: Vec<Address>,
     /// Filter state on the upstream connection (metadata exchange).

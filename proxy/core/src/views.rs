@@ -31,6 +31,10 @@ pub trait RouteView: Any + Debug + Send + Sync {
     fn cluster_name(&self) -> Option<&Arc<str>>;
     /// `Route.metadata`.
     fn metadata(&self) -> Option<&Metadata>;
+    /// `VirtualHost.metadata`.
+    fn virtual_host_metadata(&self) -> Option<&Metadata> {
+        None
+    }
     /// Most specific configuration of filter instance `filter`: weighted cluster, route, virtual host, table.
     fn filter_config(&self, filter: &str) -> Option<&PerFilterConfig>;
     /// Every configuration of `filter`, least specific first.
