@@ -72,7 +72,7 @@ def match_and_rewrite():
     """Header and prefix match with a rewrite; redirects, direct responses, header operations, CORS, faults."""
     virtual_service("""
   - match: [{uri: {prefix: /admin}, headers: {x-role: {exact: admin}}}]
-    rewrite: {uri: /debug/internal}
+    rewrite: {uri: /debug}
     headers: {request: {set: {x-set: one}, remove: [x-drop]}, response: {add: {x-answer: "yes"}}}
     route: [{destination: {host: catalog.shop.svc.cluster.local, subset: v1}}]
   - match: [{uri: {prefix: /old}}]
@@ -88,11 +88,11 @@ def match_and_rewrite():
   - name: rest
     route: [{destination: {host: catalog.shop.svc.cluster.local, subset: v2}}]
 """)
-    settled("/debug/internal")
-    answer = curl("/admin/x", "shop.example.com", "-H", "x-role: admin", "-H", "x-drop: gone")
+    settled("prefix_rewrite")
+    answer = curl("/admin?x=1", "shop.example.com", "-H", "x-role: admin", "-H", "x-drop: gone")
     check(answer.status == 200 and answer.headers.get("x-pod") == "catalog-v1-1", f"/admin went to {answer.headers}")
-    check("/debug/internal/x" in answer.body and "X-Set: one" in answer.body and "X-Drop" not in answer.body, f"rewrite: {answer.body[:300]}")
-    check("X-Envoy-Original-Path: /admin/x" in answer.body, f"original path: {answer.body[:600]}")
+    check("/debug?x=1" in answer.body and "X-Set: one" in answer.body and "X-Drop" not in answer.body, f"rewrite: {answer.body[:300]}")
+    check("X-Envoy-Original-Path: /admin?x=1" in answer.body, f"original path: {answer.body[:600]}")
     check(answer.headers.get("x-answer") == "yes", f"response header: {answer.headers}")
     check(curl("/admin/x").headers.get("x-pod") == "catalog-v2-1", "without the header the next route matches")
     old = curl("/old")
@@ -307,12 +307,11 @@ spec:
     state = json.dumps(section(dump(), "ListenersConfigDump"))
     check("error_state" in state and "example.unknown" in state, "error_state names the filter")
     check(curl().status == 200, "the last good listener serves")
-    status = proxy_status()
+    check("example.unknown" in lab("log", "istiod"), "istiod's log names the refused filter")
     virtual_service(split(70, 30))
     settled("split-70-30")
     delete("envoyfilter", "istio-system", "unknown")
     eventually("recovery", lambda: "error_state" not in json.dumps(section(dump(), "ListenersConfigDump")))
-    check("ERROR" in status.upper() or "NACK" in status.upper() or "REJECT" in status.upper(), f"proxy-status shows it: {status}")
 
 
 def proxy_status():
@@ -325,9 +324,12 @@ def istioctl_views():
         full = f"{directory}/dump.json"
         with open(full, "w", encoding="utf-8") as file:
             file.write(admin("/config_dump?include_eds=true"))
+        hosts_file = f"{directory}/clusters.json"
+        with open(hosts_file, "w", encoding="utf-8") as file:
+            file.write(admin("/clusters?format=json"))
         for view, expect in [("cluster", "catalog.shop.svc.cluster.local"), ("listener", "8080"), ("route", "shop.example.com"),
                              ("bootstrap", "ingress"), ("secret", "default"), ("endpoint", "10.44.0.11"), ("all", "catalog")]:
-            out = lab("istioctl", "proxy-config", view, "--file", full)
+            out = lab("istioctl", "proxy-config", view, "--file", hosts_file if view == "endpoint" else full)
             check(expect in out, f"proxy-config {view}: {out[:400]}")
         clusters = json.loads(admin("/clusters?format=json"))
         hosts = [h for c in clusters["cluster_statuses"] for h in c.get("host_statuses", [])]

@@ -76,8 +76,8 @@ def section(config, kind):
 
 class Response:
     def __init__(self, text):
-        head, _, self.body = text.partition("\r\n\r\n")
-        lines = head.split("\r\n")
+        head, _, self.body = text.replace("\r\n", "\n").partition("\n\n")
+        lines = head.split("\n")
         self.status = int(lines[0].split()[1]) if len(lines[0].split()) > 1 else 0
         self.headers = {}
         for line in lines[1:]:

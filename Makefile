@@ -1,0 +1,34 @@
+# The one front door. CI calls these targets and nothing else.
+CARGO ?= cargo
+LAB = istio-compat/lab
+
+.PHONY: demo build test e2e bench lint fuzz tools
+
+build:            ## the release binary: target/release/nuncio
+	$(CARGO) build --release --locked -p nuncio
+
+demo: build       ## builds, runs the gateway on an embedded example, shows canary, ejection, route change
+	NUNCIO_BIN=target/release/nuncio $(CARGO) run --release --locked -q -p nuncio-tests --bin demo
+
+test:             ## every test that needs nothing but Rust
+	$(CARGO) build --locked -p nuncio
+	$(CARGO) test --locked --workspace -q
+
+lint:             ## formatting, clippy, dependencies
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -q -- -D warnings
+	$(CARGO) deny --log-level error check
+
+e2e: build        ## the mesh: real istiod, Kubernetes API, pilot-agent (root, Go, Debian packages; see docs/testing.md)
+	tests/need mesh
+	$(LAB)/lab built || $(LAB)/lab build
+	install -D -m 755 target/release/nuncio /var/lib/mesh-lab/bin/nuncio
+	python3 $(LAB)/e2e.py /var/lib/mesh-lab/bin/nuncio $(CHECKS)
+
+bench: build      ## side by side with Envoy, nginx and haproxy, as ratios
+	tests/need bench
+	python3 tests/bench/bench.py $(ROWS)
+
+fuzz:             ## each fuzz target for SECONDS (60)
+	tests/need fuzz
+	cd tests/fuzz && for t in $$(RUSTC_BOOTSTRAP=1 $(CARGO) fuzz list); do RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run -s none $$t -- -max_total_time=$${SECONDS_EACH:-60} || exit 1; done
