@@ -51,6 +51,8 @@ pub struct Query {
     pub used_only: bool,
     /// Only stats of whose full name a part matches (`filter`).
     pub filter: Option<Regex>,
+    /// Only stats that the filter does not match (`invert_filter`).
+    pub invert_filter: bool,
     /// Only this kind (`type`).
     pub kind: Option<Kind>,
     pub histogram_buckets: HistogramBuckets,
@@ -74,7 +76,7 @@ impl Query {
                 let mut name = name.borrow_mut();
                 name.clear();
                 entry.meta().write_name(&mut name);
-                regex.is_match(&name)
+                regex.is_match(&name) != self.invert_filter
             })
         })
     }
