@@ -71,7 +71,8 @@ impl ConnControl {
             None => *codec = Some(cx.waker().clone()),
         }
     }
-    fn wake(&self) {
+    /// Has the codec's task look again.
+    pub(crate) fn wake(&self) {
         let waker = self.codec.borrow_mut().take();
         if let Some(waker) = waker {
             waker.wake();

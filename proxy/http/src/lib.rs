@@ -15,6 +15,7 @@ pub mod h1;
 pub mod h2;
 pub mod options;
 pub mod service;
+mod timer;
 pub mod validate;
 
 pub use client::ClientStream;

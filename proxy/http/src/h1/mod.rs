@@ -14,6 +14,5 @@ pub mod response;
 pub mod server;
 #[cfg(test)]
 mod tests;
-mod timer;
 
 pub use client::{Client, Stream};
