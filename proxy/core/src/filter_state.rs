@@ -85,3 +85,23 @@ impl fmt::Debug for FilterState {
         f.debug_set().entries(self.iter().map(|(k, _)| k)).finish()
     }
 }
+
+/// What the listener filter `envoy.filters.listener.original_src` leaves in the connection's filter state: upstream connections are
+/// bound to the downstream peer's address (transparently), with this SO_MARK if it is not 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OriginalSource {
+    pub address: std::net::IpAddr,
+    pub mark: u32,
+}
+impl OriginalSource {
+    /// Its name in the filter state.
+    pub const KEY: &'static str = "envoy.filters.listener.original_src";
+}
+impl StateObject for OriginalSource {
+    fn as_string(&self) -> Option<String> {
+        Some(self.address.to_string())
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
