@@ -25,6 +25,8 @@ pub struct Exchange {
     pub cluster: Option<Arc<dyn ClusterView>>,
     /// Set by a filter that changed what routing depends on; the connection manager matches again before the next filter.
     pub route_cleared: bool,
+    /// The stream's random number: weighted clusters and fractions decide by it, so that matching again decides the same.
+    pub random: u64,
     slots: Vec<Option<Box<dyn Any>>>,
 }
 
@@ -41,6 +43,7 @@ impl Exchange {
             route: None,
             cluster: None,
             route_cleared: false,
+            random: fastrand::u64(..),
             slots: Vec::new(),
         }
     }
