@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -119,6 +120,42 @@ pub struct ConnectionInfo {
     /// Bytes read from and written to the socket, after TLS: `%DOWNSTREAM_WIRE_BYTES_RECEIVED%` of TCP streams.
     pub rx_bytes: Cell<u64>,
     pub tx_bytes: Cell<u64>,
+}
+
+impl ConnectionInfo {
+    /// A connection that begins now, without TLS and of which no filter has said anything. Its id is unique in the process.
+    pub fn plain(remote: Address, local: Address, listener: Arc<str>) -> Self {
+        Self {
+            id: next_connection_id(),
+            start: SystemTime::now(),
+            start_instant: Instant::now(),
+            direct_remote: remote.clone(),
+            remote,
+            direct_local: local.clone(),
+            local,
+            requested_server_name: None,
+            tls: None,
+            listener,
+            direction: TrafficDirection::Unspecified,
+            filter_chain: Arc::from(""),
+            listener_metadata: None,
+            filter_chain_metadata: None,
+            handshake: Cell::default(),
+            filter_state: RefCell::default(),
+            metadata: RefCell::default(),
+            termination_details: RefCell::default(),
+            transport_failure: RefCell::default(),
+            requests: Cell::default(),
+            rx_bytes: Cell::default(),
+            tx_bytes: Cell::default(),
+        }
+    }
+}
+
+/// The next value of `%CONNECTION_ID%`; upstream connections have ids of their own.
+pub fn next_connection_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// What is known of the upstream of one stream.
