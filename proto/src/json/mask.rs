@@ -45,13 +45,32 @@ impl Mask {
     /// Like [`Mask::trim`] for an element of a config dump, whose resource lies in an Any: `cluster.name` reaches into the
     /// cluster. `None` if the mask fits neither the element nor the resource in it.
     pub fn trim_element(&self, d: &Descriptors, name: &str, wire: &[u8]) -> Option<Vec<u8>> {
-        let message = d.message(d.find(name)?);
-        let mut outer = Self::default();
-        let mut inner = Self::default();
-        let mut number = None;
+        let (outer, inner, number) = self.split(d, d.find(name)?);
+        let trimmed = outer.trim(d, name, wire)?;
+        let Some(number) = number.filter(|_| !inner.paths.is_empty()) else { return Some(trimmed) };
+        let mut out = Vec::with_capacity(trimmed.len());
+        for field in Fields::new(&trimmed).flatten() {
+            match field.raw {
+                Raw::Len(any) if field.number == number => put_len(&mut out, number, &inner.trim_any(d, any)?),
+                _ => copy(&field, &trimmed, &mut out),
+            }
+        }
+        Some(out)
+    }
+
+    /// Whether [`Mask::trim_element`] would apply to an element `name` whose Any is of type `type_url`.
+    pub fn fits_element(&self, d: &Descriptors, name: &str, type_url: &str) -> bool {
+        let Some(id) = d.find(name) else { return false };
+        let (outer, inner, _) = self.split(d, id);
+        outer.fits(d, name) && (inner.paths.is_empty() || inner.fits(d, type_url.rsplit('/').next().unwrap_or_default()))
+    }
+
+    /// The paths within the element, those within the resource in its Any, and the number of the field with the Any.
+    fn split(&self, d: &Descriptors, id: TypeId) -> (Self, Self, Option<u32>) {
+        let (mut outer, mut inner, mut number) = (Self::default(), Self::default(), None);
         for path in &self.paths {
             let (head, rest) = path.split_once('.').unwrap_or((path, ""));
-            let any = message.fields.iter().find(|f| &*f.name == head && !f.repeated && is_any(d, f.kind));
+            let any = d.message(id).fields.iter().find(|f| &*f.name == head && !f.repeated && is_any(d, f.kind));
             match any {
                 Some(field) if number.is_none_or(|n| n == field.number) => {
                     number = Some(field.number);
@@ -63,16 +82,7 @@ impl Mask {
                 _ => outer.paths.push(path.clone()),
             }
         }
-        let trimmed = outer.trim(d, name, wire)?;
-        let Some(number) = number.filter(|_| !inner.paths.is_empty()) else { return Some(trimmed) };
-        let mut out = Vec::with_capacity(trimmed.len());
-        for field in Fields::new(&trimmed).flatten() {
-            match field.raw {
-                Raw::Len(any) if field.number == number => put_len(&mut out, number, &inner.trim_any(d, any)?),
-                _ => copy(&field, &trimmed, &mut out),
-            }
-        }
-        Some(out)
+        (outer, inner, number)
     }
 
     fn trim_any(&self, d: &Descriptors, any: &[u8]) -> Option<Vec<u8>> {

@@ -36,8 +36,14 @@ const DEPTH: usize = 200;
 pub struct Renderer {
     d: Arc<Descriptors>,
     options: Options,
-    start: Option<(TypeId, Bytes)>,
+    start: Option<Start>,
     stack: Vec<Frame>,
+}
+
+#[derive(Debug)]
+enum Start {
+    Message(TypeId, Bytes),
+    Any(String, Bytes),
 }
 
 #[derive(Debug)]
@@ -75,23 +81,23 @@ struct Elements {
 impl Renderer {
     /// Writes `wire`, a message of full name `name`. `None` if the type is not known.
     pub fn message(d: Arc<Descriptors>, name: &str, wire: Bytes, options: Options) -> Option<Self> {
-        let start = Some((d.find(name)?, wire));
+        let start = Some(Start::Message(d.find(name)?, wire));
         Some(Self { d, options, start, stack: Vec::new() })
     }
 
     /// Writes an Any: an object with `@type`. Unknown types are shown with their bytes in base64.
-    pub fn any(d: Arc<Descriptors>, type_url: &str, value: &[u8], options: Options) -> Self {
-        let wire = prost_types::Any { type_url: type_url.to_string(), value: value.to_vec() }.encode_to_vec();
-        let start = d.find("google.protobuf.Any").map(|id| (id, wire.into()));
-        Self { d, options, start, stack: Vec::new() }
+    pub fn any(d: Arc<Descriptors>, type_url: &str, value: Bytes, options: Options) -> Self {
+        Self { d, options, start: Some(Start::Any(type_url.to_string(), value)), stack: Vec::new() }
     }
 
     /// Appends text to `out` until it holds `until` bytes or more, or all is written; true when all is written. A scalar or an
     /// untyped Struct is written in one piece, so that `out` can grow beyond `until` by its size.
     pub fn fill(&mut self, out: &mut Vec<u8>, until: usize) -> bool {
         let d = self.d.clone();
-        if let Some((id, data)) = self.start.take() {
-            self.begin(&d, id, data, false, Typing::default(), out);
+        match self.start.take() {
+            Some(Start::Message(id, data)) => self.begin(&d, id, data, false, Typing::default(), out),
+            Some(Start::Any(url, value)) => self.begin_any(&d, &url, value, false, out),
+            None => {}
         }
         while let Some(frame) = self.stack.pop() {
             if out.len() >= until {
@@ -149,7 +155,17 @@ impl Renderer {
             return;
         }
         match message.well_known {
-            WellKnown::Any => return self.begin_any(d, &data, sensitive, out),
+            WellKnown::Any => {
+                let (mut url, mut value) = ("", Bytes::new());
+                for field in Fields::new(&data).flatten() {
+                    match (field.number, field.raw) {
+                        (1, Raw::Len(b)) => url = std::str::from_utf8(b).unwrap_or_default(),
+                        (2, Raw::Len(_)) => value = data.slice(field.start..field.end),
+                        _ => {}
+                    }
+                }
+                self.begin_any(d, url, value, sensitive, out);
+            }
             WellKnown::Duration => {
                 let (seconds, nanos) = if hidden { (0, 0) } else { seconds_and_nanos(&data) };
                 put_duration(out, seconds, nanos);
@@ -200,15 +216,7 @@ impl Renderer {
         self.stack.push(Frame::Message(object));
     }
 
-    fn begin_any(&mut self, d: &Descriptors, data: &Bytes, sensitive: bool, out: &mut Vec<u8>) {
-        let (mut url, mut value) = ("", Bytes::new());
-        for field in Fields::new(data).flatten() {
-            match (field.number, field.raw) {
-                (1, Raw::Len(b)) => url = std::str::from_utf8(b).unwrap_or_default(),
-                (2, Raw::Len(_)) => value = data.slice(field.start..field.end),
-                _ => {}
-            }
-        }
+    fn begin_any(&mut self, d: &Descriptors, url: &str, value: Bytes, sensitive: bool, out: &mut Vec<u8>) {
         out.push(b'{');
         if url.is_empty() && value.is_empty() {
             out.push(b'}');
