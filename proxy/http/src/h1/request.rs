@@ -105,16 +105,19 @@ impl RequestParser {
                 Some(_) => {}
             }
         }
-        let end = self.scanner.find_end(buf, limits(options), false)?;
-        // A request that can never be right is refused before the rest of it is waited for.
-        if end.is_none()
-            && !self.line_checked
-            && let Some(line) = self.scanner.first_line(buf)
-        {
-            request_line(line, options)?;
-            self.line_checked = true;
-        }
-        let Some(end) = end else { return Ok(None) };
+        let end = match self.scanner.find_end(buf, limits(options), false) {
+            Ok(Some(end)) => end,
+            // A request that can never be right is refused before the rest of it is waited for, and for its own reason.
+            incomplete => {
+                if !self.line_checked
+                    && let Some(line) = self.scanner.first_line(buf)
+                {
+                    request_line(line, options)?;
+                    self.line_checked = true;
+                }
+                return incomplete.map(|_| None).map_err(Malformed::from);
+            }
+        };
         *self = Self::default();
         let head = buf.split_to(end).freeze();
         parse_head(&head, options).map(Some)
