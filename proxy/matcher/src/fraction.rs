@@ -23,6 +23,10 @@ impl Fraction {
     pub const fn percent(numerator: u32) -> Self {
         Self { numerator, denominator: 100 }
     }
+    /// `numerator` of ten thousand: a percentage with two decimals.
+    pub const fn ten_thousandths(numerator: u32) -> Self {
+        Self { numerator, denominator: 10_000 }
+    }
     /// Compiles `FractionalPercent`; an unknown denominator is refused.
     pub fn compile(fraction: &proto::FractionalPercent, at: &At<'_>, report: &mut Report) -> Option<Self> {
         let denominator = match DenominatorType::try_from(fraction.denominator) {

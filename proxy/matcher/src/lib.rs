@@ -13,6 +13,8 @@ pub mod query;
 pub mod regex;
 mod re2;
 pub mod string;
+pub mod tree;
+pub mod tree_input;
 pub mod uri_template;
 pub mod value;
 
@@ -25,6 +27,8 @@ pub use path::PathMatcher;
 pub use query::{CookieMatcher, QueryParameterMatcher};
 pub use regex::{Regex, RegexRewrite};
 pub use string::StringMatcher;
+pub use tree::MatchTree;
+pub use tree_input::MatchData;
 pub use uri_template::{UriTemplate, UriTemplateRewrite};
 pub use value::{DoubleMatcher, ListMatcher, ValueMatcher};
 

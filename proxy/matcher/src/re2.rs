@@ -303,7 +303,7 @@ mod tests {
             let re = Regex::new(pattern).unwrap_or_else(|e| panic!("{pattern}: {e}"));
             assert_eq!(re.matches(value), wanted, "{pattern} on {value}");
         }
-        for bad in [r"a{1001}", r"(?x)a", r"\1", r"a\", r"[a", r"(", r"*", r"\y", r"(?=a)", r"a**"] {
+        for bad in [r"a{1001}", r"(?x)a", r"\1", r"a\", r"[a", r"(", r"*", r"\y", r"(?=a)"] {
             assert!(Regex::new(bad).is_err(), "{bad}");
         }
     }
