@@ -120,10 +120,6 @@ async fn dump_all(backend: &dyn Backend, d: &Arc<Descriptors>, query: &Query, ma
         render(Renderer::any(d.clone(), &format!("{PREFIX}{BOOTSTRAP}"), wire.into(), options), reply).await?;
     }
     for section in sections {
-        // Envoy has this section only once an extension was discovered.
-        if section.kind == ResourceKind::ExtensionConfig && backend.resources(section.kind).next().is_none() {
-            continue;
-        }
         layout.config(reply);
         layout.0.object(&mut reply.out);
         layout.0.field(&mut reply.out, "@type", &format!("{PREFIX}{}", section.message));

@@ -1,4 +1,5 @@
 //! The elements of `/config_dump`'s sections as messages: which states of a resource make an element of which field.
+//! Every section is there even if it is empty, because istioctl takes a missing one for an error.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,6 +13,8 @@ use nuncio_proto::envoy::admin::v3::routes_config_dump::{DynamicRouteConfig, Sta
 use nuncio_proto::envoy::admin::v3::scoped_routes_config_dump::{DynamicScopedRouteConfigs, InlineScopedRouteConfigs};
 use nuncio_proto::envoy::admin::v3::secrets_config_dump::{DynamicSecret, StaticSecret};
 use nuncio_proto::envoy::admin::v3::{ClientResourceStatus, UpdateFailureState};
+use nuncio_proto::envoy::extensions::transport_sockets::tls::v3::Secret;
+use nuncio_proto::typed::pack;
 use nuncio_proto::{Any, Message, Timestamp};
 
 use crate::{Resource, ResourceKind, UpdateFailure, Version};
@@ -300,6 +303,8 @@ fn static_secret(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
 
 fn secret(r: &Resource, version: Option<&Version>, with_error: bool) -> (Vec<u8>, Arc<str>) {
     let (version_info, secret, last_updated) = parts(version);
+    // A secret that is only wanted is shown by its name, as Envoy does; istioctl refuses an element without.
+    let secret = secret.or_else(|| Some(pack(&Secret { name: r.name.to_string(), ..Default::default() })));
     let (error_state, client_status) = if with_error { (error_state(r.error.as_ref()), client_status(r)) } else { (None, 0) };
     let element = DynamicSecret { name: r.name.to_string(), version_info, last_updated, secret, error_state, client_status };
     (element.encode_to_vec(), type_of(version))
