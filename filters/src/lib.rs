@@ -1,6 +1,7 @@
 //! Envoy's HTTP filters, one file or folder each. Compiled on the control thread, run on every worker; `register` is called once
 //! by `main`. Filters that are not here are not registered: a listener that uses one is refused by name, never served without it.
 
+pub mod compressor;
 pub mod cors;
 pub mod fault;
 pub mod grpc_stats;
@@ -11,6 +12,7 @@ use nuncio_core::registry::Registry;
 
 /// Adds every filter of this crate to `registry`.
 pub fn register(registry: &mut Registry) {
+    registry.http.push(Box::new(compressor::Factory));
     registry.http.push(Box::new(cors::Factory));
     registry.http.push(Box::new(fault::Factory));
     registry.http.push(Box::new(grpc_stats::Factory));
