@@ -65,10 +65,12 @@ where
         (false, true) => After::Close,
         (false, false) => After::KeepAlive,
     };
+    // Asked before the connection is borrowed: the body may be the request's own.
+    let remaining = body.remaining();
     let framing = {
         let mut state = conn.state.borrow_mut();
         state.informational = false;
-        encode::response(state.out.tail(), &head, asked, version, body.remaining(), after, &conn.options.h1)
+        encode::response(state.out.tail(), &head, asked, version, remaining, after, &conn.options.h1)
     };
     conn.settle_upgrade(accepted);
     let mut pump = Pump { framing, done: framing == Framing::None, failed: false };

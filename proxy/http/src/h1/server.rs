@@ -14,7 +14,7 @@ use bytes::BytesMut;
 use http::{Method, StatusCode};
 use nuncio_core::{Body, HttpVersion};
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -88,8 +88,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Driver<IO> {
             };
             self.control.stream_began();
             let request = self.begin(parsed);
-            let response = self.call(service, request).await;
-            let outcome = reply(&self.conn, &self.control, exchange, response).await;
+            // Boxed, so that an idle connection does not carry the size of the service's future and of the response.
+            let outcome = Box::pin(answer(self.conn.clone(), self.control.clone(), service.clone(), request, exchange)).await;
             self.conn.end_stream();
             self.control.stream_ended();
             self.idle_since = Instant::now();
@@ -201,30 +201,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Driver<IO> {
         }
     }
 
-    /// Polls the service inside this task. The future is boxed so that an idle connection does not carry its size.
-    async fn call<S: Service>(&mut self, service: &Rc<S>, request: Request) -> Response {
-        let mut call = Box::pin(service.clone().call(request));
-        poll_fn(|cx| {
-            loop {
-                if let Poll::Ready(response) = call.as_mut().poll(cx) {
-                    return Poll::Ready(response);
-                }
-                if self.conn.state.borrow().closed {
-                    return Poll::Pending;
-                }
-                self.control.register(cx);
-                let failed = matches!(self.conn.poll_flush(cx), Poll::Ready(Err(())));
-                if failed || self.control.is_closing() {
-                    self.conn.mark_closed();
-                } else if !self.conn.poll_gone(cx) {
-                    return Poll::Pending;
-                }
-                // The client is gone: the service hears of it now.
-            }
-        })
-        .await
-    }
-
     /// Answers what the codec refused.
     async fn refuse<S: Service>(&mut self, service: &Rc<S>, error: &Malformed) -> Outcome {
         self.begun = None;
@@ -243,7 +219,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Driver<IO> {
             version: HttpVersion::Http11,
             keep_alive,
         };
-        let outcome = reply(&self.conn, &self.control, exchange, response).await;
+        let outcome = Box::pin(reply(&self.conn, &self.control, exchange, response)).await;
         self.conn.end_stream();
         self.idle_since = Instant::now();
         if outcome == Outcome::Close {
@@ -304,4 +280,41 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Driver<IO> {
             (None, None) => ConnectionEnd::Local,
         }
     }
+}
+
+/// One exchange, from request to the end of its response, inside the connection's task.
+async fn answer<IO, S>(conn: Rc<Conn<IO>>, control: Rc<ConnControl>, service: Rc<S>, request: Request, exchange: Exchange) -> Outcome
+where
+    IO: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: Service,
+{
+    let response = call(&conn, &control, service.call(request)).await;
+    reply(&conn, &control, exchange, response).await
+}
+
+/// Polls the service and, when it waits, looks whether the client is still there.
+async fn call<IO>(conn: &Conn<IO>, control: &ConnControl, call: impl Future<Output = Response>) -> Response
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut call = pin!(call);
+    poll_fn(|cx| {
+        loop {
+            if let Poll::Ready(response) = call.as_mut().poll(cx) {
+                return Poll::Ready(response);
+            }
+            if conn.state.borrow().closed {
+                return Poll::Pending;
+            }
+            control.register(cx);
+            let failed = matches!(conn.poll_flush(cx), Poll::Ready(Err(())));
+            if failed || control.is_closing() {
+                conn.mark_closed();
+            } else if !conn.poll_gone(cx) {
+                return Poll::Pending;
+            }
+            // The client is gone: the service hears of it now.
+        }
+    })
+    .await
 }
