@@ -98,7 +98,7 @@ mod tests {
 
     fn index(domains: &[&str]) -> DomainIndex {
         let mut index = DomainIndex::default();
-        crate::table::tests::with_cx(|cx| {
+        crate::testing::with_cx(|cx| {
             for (i, domain) in domains.iter().enumerate() {
                 index.insert(domain, i as u32, &At::Root, cx).unwrap();
             }
@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn duplicates_are_refused() {
         for domains in [["a", "A"], ["*", "*"], ["*.a", "*.A"], ["a.*", "a.*"]] {
-            let report = crate::table::tests::with_cx(|cx| {
+            let report = crate::testing::with_cx(|cx| {
                 let mut index = DomainIndex::default();
                 index.insert(domains[0], 0, &At::Root, cx).unwrap();
                 assert!(index.insert(domains[1], 1, &At::Root, cx).is_none());

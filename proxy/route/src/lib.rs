@@ -25,6 +25,8 @@ mod route;
 pub mod slots;
 pub mod table;
 mod target;
+#[cfg(test)]
+mod testing;
 mod tree;
 pub mod vhost;
 
