@@ -1,1 +1,28 @@
 //! The HTTP connection manager and the router filter.
+//!
+//! [`HcmFactory`] compiles on the control thread; [`hcm::Hcm`] serves connections on workers. The life of a request:
+//! `service` (admit: sanity, path, identity, route) -> `chain` (filters) -> `router` (attempts) -> `service` (respond) ->
+//! `stream` (body, end, access log).
+
+mod chain;
+mod compile;
+mod compile_identity;
+pub mod config;
+mod date;
+pub mod ecds;
+pub mod hcm;
+mod host;
+mod identity;
+mod local_reply;
+mod names;
+mod path;
+mod request_id;
+mod router;
+mod service;
+mod stats;
+mod stream;
+mod xfcc;
+
+pub use compile::HcmFactory;
+pub use ecds::EcdsSlots;
+pub use hcm::Hcm;

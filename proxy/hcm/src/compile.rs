@@ -1,0 +1,436 @@
+//! Compiles HttpConnectionManager. Control thread. Every field is honoured, refused by name, or warned about where Envoy
+//! would do without it too.
+
+use crate::chain::{FilterChain, FilterEntry};
+use crate::compile_identity;
+use crate::config::{Codec, HcmConfig, ServerHeader, Timeouts, Upgrade};
+use crate::ecds::EcdsSlots;
+use crate::hcm::Hcm;
+use crate::host::{HostPolicy, StripPort};
+use crate::local_reply::{self, LocalReplyConfig};
+use crate::path::PathPolicy;
+use crate::router::RouterConfig;
+use crate::stats::{HcmStats, ListenerHttpStats};
+use http::HeaderValue;
+use nuncio_core::diag::At;
+use nuncio_core::registry::{FactoryCx, Registry};
+use nuncio_core::views::ClusterSlots;
+use nuncio_format::AccessLogs;
+use nuncio_http::compile as codec_options;
+use nuncio_http::{CodecStats, ServerOptions};
+use nuncio_listener::{ChainCx, Terminal, TerminalFactory};
+use nuncio_proto::Message;
+use nuncio_proto::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyHeaderMutation;
+use nuncio_proto::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use nuncio_route::{HeaderMutations, RouteCx, RouteSlot, RouteSlots, RouteTable};
+use pb::http_connection_manager::{PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation, StripPortMode};
+use pb::{HttpConnectionManager, HttpFilter, http_filter::ConfigType};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Makes connection managers.
+pub struct HcmFactory {
+    pub registry: Arc<Registry>,
+    pub routes: Arc<RouteSlots>,
+    pub clusters: Arc<ClusterSlots>,
+    pub extensions: Arc<EcdsSlots>,
+}
+
+impl TerminalFactory for HcmFactory {
+    fn types(&self) -> &[&str] {
+        &["envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"]
+    }
+
+    fn compile(&self, config: &[u8], at: &At<'_>, cx: &mut FactoryCx<'_>, chain: &ChainCx<'_>) -> Option<Arc<dyn Terminal>> {
+        match HttpConnectionManager::decode(config) {
+            Ok(proto) => {
+                let compiled = self.connection_manager(&proto, at, cx, chain)?;
+                Some(Arc::new(Hcm::new(compiled)))
+            }
+            Err(error) => {
+                cx.report.error(at, format!("not an HttpConnectionManager message: {error}"), "send a valid HttpConnectionManager");
+                None
+            }
+        }
+    }
+}
+
+impl HcmFactory {
+    fn connection_manager(&self, proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>, chain: &ChainCx<'_>) -> Option<HcmConfig> {
+        let errors = cx.report.errors();
+        if proto.stat_prefix.is_empty() {
+            cx.report.error(&at.field("stat_prefix"), "empty", "a name for the stats is required");
+        }
+        let scope = cx.server.stats.root().scope(&format!("http.{}.", proto.stat_prefix));
+        let listener_scope = chain.listener_scope.scope(&format!("http.{}.", proto.stat_prefix));
+        let filters_at = at.field("http_filters");
+        let mut filter_cx = FactoryCx { server: cx.server, scope: &scope, direction: cx.direction, report: cx.report };
+        let (filters, router) = self.filters(&proto.http_filters, &filters_at, &mut filter_cx);
+        let routes = self.routes(proto, at, cx);
+        let early_mutations = early_mutations(proto, at, cx);
+        let access_logs = AccessLogs::compile(&proto.access_log, cx.server, &at.field("access_log"), cx.report);
+        let identity = compile_identity::identity(proto, at, cx);
+        let options = server_options(proto, at, cx, chain, &scope);
+        let local_reply = match &proto.local_reply_config {
+            None => Some(LocalReplyConfig::default()),
+            Some(config) => local_reply::compile(config, &at.field("local_reply_config"), cx.report),
+        };
+        let server_name = if proto.server_name.is_empty() { "envoy" } else { &proto.server_name };
+        let server_name = match HeaderValue::from_str(server_name) {
+            Ok(name) => name,
+            Err(_) => {
+                cx.report.error(&at.field("server_name"), format!("{server_name:?}"), "must be a valid header value");
+                HeaderValue::from_static("envoy")
+            }
+        };
+        refuse_unsupported(proto, at, cx);
+        let path = path_policy(proto, at, cx);
+        let timeouts = timeouts(proto, at, cx);
+        let upgrades = upgrades(proto, at, cx);
+        let codec = match proto.codec_type {
+            0 => Codec::Auto,
+            1 => Codec::Http1,
+            2 => Codec::Http2,
+            other => {
+                cx.report.error(&at.field("codec_type"), format!("value {other}"), "AUTO, HTTP1 or HTTP2; HTTP/3 is not supported");
+                Codec::Auto
+            }
+        };
+        let server_header = match ServerHeaderTransformation::try_from(proto.server_header_transformation) {
+            Ok(ServerHeaderTransformation::AppendIfAbsent) => ServerHeader::AppendIfAbsent,
+            Ok(ServerHeaderTransformation::PassThrough) => ServerHeader::PassThrough,
+            _ => ServerHeader::Overwrite,
+        };
+        let (filters, router, routes, access_logs, identity, local_reply) =
+            (filters?, router?, routes?, access_logs?, identity?, local_reply?);
+        if cx.report.errors() > errors {
+            return None;
+        }
+        Some(HcmConfig {
+            server: cx.server.clone(),
+            codec,
+            options: Arc::new(options),
+            stats: HcmStats::new(&scope),
+            listener_stats: ListenerHttpStats::new(&listener_scope),
+            filters,
+            router,
+            routes,
+            access_logs,
+            identity,
+            path,
+            host: HostPolicy {
+                strip_port: match proto.strip_port_mode {
+                    Some(StripPortMode::StripAnyHostPort(true)) => StripPort::Any,
+                    _ if proto.strip_matching_host_port => StripPort::Matching,
+                    _ => StripPort::None,
+                },
+                strip_trailing_dot: proto.strip_trailing_host_dot,
+            },
+            reject_fragment: cx.server.runtime.boolean("envoy.reloadable_features.http_reject_path_with_fragment", true),
+            early_mutations,
+            local_reply,
+            server_header,
+            server_name,
+            upgrades,
+            timeouts,
+            proxy_100_continue: proto.proxy_100_continue,
+            always_set_request_id_in_response: proto.always_set_request_id_in_response,
+        })
+    }
+
+    /// The chain and its terminal router.
+    fn filters(&self, protos: &[HttpFilter], at: &At<'_>, cx: &mut FactoryCx<'_>) -> (Option<FilterChain>, Option<RouterConfig>) {
+        let Some((last, before)) = protos.split_last() else {
+            cx.report.error(at, "no filters", "the chain must end in envoy.filters.http.router");
+            return (None, None);
+        };
+        let entries = before.iter().enumerate().map(|(i, proto)| self.filter(proto, &at.index(i), cx)).collect::<Vec<_>>();
+        let router = self.router(last, &at.index(before.len()), cx);
+        let complete = entries.iter().all(|e| !matches!(e, Filter::Refused));
+        let entries = entries.into_iter().filter_map(Filter::entry).collect();
+        (complete.then(|| FilterChain::new(entries)), router)
+    }
+
+    fn filter(&self, proto: &HttpFilter, at: &At<'_>, cx: &mut FactoryCx<'_>) -> Filter {
+        let config_at = at.field("typed_config");
+        let any = match &proto.config_type {
+            Some(ConfigType::TypedConfig(any)) => any,
+            Some(ConfigType::ConfigDiscovery(source)) => {
+                let compiled = self.extensions.filter(&proto.name, source, &self.registry, &at.field("config_discovery"), cx);
+                return compiled.map_or(Filter::Refused, |filter| Filter::entry_of(proto, filter));
+            }
+            None => {
+                cx.report.error(&config_at, format!("filter {:?} has no configuration", proto.name), "set typed_config");
+                return Filter::Refused;
+            }
+        };
+        let typed = match nuncio_proto::typed::unpack(any) {
+            Ok(typed) => typed,
+            Err(why) if proto.is_optional => {
+                cx.report.warning(&config_at, why, format!("optional filter {:?} is left out", proto.name));
+                return Filter::LeftOut;
+            }
+            Err(why) => {
+                cx.report.error(&config_at, why, "use a filter type that Nuncio knows");
+                return Filter::Refused;
+            }
+        };
+        if typed.name == RouterConfig::TYPE {
+            cx.report.error(&config_at, "the router is not the last filter", "envoy.filters.http.router must end the chain");
+            return Filter::Refused;
+        }
+        match self.registry.http(&typed.name) {
+            Some(factory) => match factory.compile(&typed.value, &config_at, cx) {
+                Some(filter) => Filter::entry_of(proto, filter),
+                None => Filter::Refused,
+            },
+            None if proto.is_optional => {
+                cx.report.warning(&config_at, format!("unknown filter type {}", typed.name), format!("optional filter {:?} is left out", proto.name));
+                Filter::LeftOut
+            }
+            None => {
+                cx.report.unsupported(&config_at, format!("HTTP filter {:?} of type {}", proto.name, typed.name));
+                Filter::Refused
+            }
+        }
+    }
+
+    fn router(&self, proto: &HttpFilter, at: &At<'_>, cx: &mut FactoryCx<'_>) -> Option<RouterConfig> {
+        let config_at = at.field("typed_config");
+        let typed = match &proto.config_type {
+            Some(ConfigType::TypedConfig(any)) => nuncio_proto::typed::unpack(any),
+            _ => Err(format!("filter {:?} has no typed_config", proto.name)),
+        };
+        match typed {
+            Ok(typed) if typed.name == RouterConfig::TYPE => RouterConfig::compile(&typed.value, cx.server, &config_at, cx.report),
+            Ok(typed) => {
+                cx.report.error(&config_at, format!("the last filter is {} ({})", proto.name, typed.name), "the chain must end in envoy.filters.http.router");
+                None
+            }
+            Err(why) => {
+                cx.report.error(&config_at, why, "the chain must end in envoy.filters.http.router");
+                None
+            }
+        }
+    }
+
+    fn routes(&self, proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>) -> Option<Arc<RouteSlot>> {
+        match &proto.route_specifier {
+            Some(RouteSpecifier::RouteConfig(config)) => {
+                let route_at = at.field("route_config");
+                let root = cx.server.stats.root();
+                let mut route_cx = RouteCx {
+                    clusters: &self.clusters,
+                    registry: &self.registry,
+                    server: cx.server,
+                    scope: &root,
+                    direction: cx.direction,
+                    validate_clusters: true,
+                    report: cx.report,
+                };
+                RouteTable::compile(config, &route_at, &mut route_cx).map(RouteSlot::fixed)
+            }
+            Some(RouteSpecifier::Rds(rds)) => {
+                if rds.route_config_name.is_empty() {
+                    cx.report.error(&at.field("rds").field("route_config_name"), "empty", "name the route configuration");
+                    return None;
+                }
+                Some(self.routes.slot(&rds.route_config_name))
+            }
+            Some(RouteSpecifier::ScopedRoutes(_)) => {
+                cx.report.unsupported(&at.field("scoped_routes"), "scoped routes (SRDS)");
+                None
+            }
+            None => {
+                cx.report.error(at, "no route_specifier", "set rds or route_config");
+                None
+            }
+        }
+    }
+}
+
+/// Outcome of one filter.
+enum Filter {
+    Entry(FilterEntry),
+    /// Optional and unknown.
+    LeftOut,
+    Refused,
+}
+
+impl Filter {
+    fn entry_of(proto: &HttpFilter, filter: Arc<dyn nuncio_core::filter::HttpFilter>) -> Self {
+        let needs = filter.needs();
+        Self::Entry(FilterEntry { name: proto.name.as_str().into(), needs, filter, disabled: proto.disabled })
+    }
+    fn entry(self) -> Option<FilterEntry> {
+        match self {
+            Self::Entry(entry) => Some(entry),
+            Self::LeftOut | Self::Refused => None,
+        }
+    }
+}
+
+fn server_options(
+    proto: &HttpConnectionManager,
+    at: &At<'_>,
+    cx: &mut FactoryCx<'_>,
+    chain: &ChainCx<'_>,
+    scope: &nuncio_stats::Scope,
+) -> ServerOptions {
+    let common = proto.common_http_protocol_options.unwrap_or_default();
+    let common_at = at.field("common_http_protocol_options");
+    let hour = Some(Duration::from_secs(3600));
+    let mut options = ServerOptions {
+        idle_timeout: codec_options::timeout(common.idle_timeout.as_ref(), hour, &common_at.field("idle_timeout"), cx.report),
+        request_headers_timeout: codec_options::timeout(
+            proto.request_headers_timeout.as_ref(),
+            None,
+            &at.field("request_headers_timeout"),
+            cx.report,
+        ),
+        delayed_close_timeout: codec_options::timeout(
+            proto.delayed_close_timeout.as_ref(),
+            Some(Duration::from_secs(1)),
+            &at.field("delayed_close_timeout"),
+            cx.report,
+        )
+        .unwrap_or_default(),
+        max_headers_kb: proto.max_request_headers_kb.unwrap_or(60),
+        max_headers_count: common.max_headers_count.unwrap_or(100),
+        max_requests_per_connection: common.max_requests_per_connection.unwrap_or(0),
+        headers_with_underscores: codec_options::underscores(
+            common.headers_with_underscores_action,
+            &common_at.field("headers_with_underscores_action"),
+            cx.report,
+        ),
+        tls: chain.tls,
+        stats: codec_stats(scope),
+        ..ServerOptions::default()
+    };
+    if !(1..=8192).contains(&options.max_headers_kb) {
+        cx.report.error(&at.field("max_request_headers_kb"), format!("value {}", options.max_headers_kb), "1 to 8192");
+    }
+    if let Some(h1) = &proto.http_protocol_options {
+        options.h1 = codec_options::h1(h1, &at.field("http_protocol_options"), cx.report);
+    }
+    if let Some(h2) = &proto.http2_protocol_options {
+        options.h2 = codec_options::h2(h2, &at.field("http2_protocol_options"), cx.report);
+    }
+    if proto.stream_error_on_invalid_http_message == Some(true) {
+        options.h1.stream_error_on_invalid_http_message = true;
+    }
+    options
+}
+
+fn codec_stats(scope: &nuncio_stats::Scope) -> CodecStats {
+    let h1 = scope.scope("http1.");
+    let h2 = scope.scope("http2.");
+    CodecStats {
+        dropped_headers_with_underscores: h1.counter("dropped_headers_with_underscores"),
+        requests_rejected_with_underscores_in_headers: h1.counter("requests_rejected_with_underscores_in_headers"),
+        header_overflow: h2.counter("header_overflow"),
+        keepalive_timeout: h2.counter("keepalive_timeout"),
+        rx_reset: h2.counter("rx_reset"),
+        tx_reset: h2.counter("tx_reset"),
+        rx_messaging_error: h2.counter("rx_messaging_error"),
+        trailers: h2.counter("trailers"),
+        goaway_sent: h2.counter("goaway_sent"),
+    }
+}
+
+fn path_policy(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>) -> PathPolicy {
+    if proto.path_normalization_options.is_some() {
+        cx.report.unsupported(&at.field("path_normalization_options"), "path_normalization_options");
+    }
+    let escaped_slashes = PathWithEscapedSlashesAction::try_from(proto.path_with_escaped_slashes_action).unwrap_or_else(|_| {
+        let found = format!("value {}", proto.path_with_escaped_slashes_action);
+        cx.report.error(&at.field("path_with_escaped_slashes_action"), found, "an action of PathWithEscapedSlashesAction");
+        PathWithEscapedSlashesAction::KeepUnchanged
+    });
+    let normalize = proto.normalize_path.unwrap_or_else(|| cx.server.runtime.boolean("http_connection_manager.normalize_path", false));
+    PathPolicy { normalize, merge_slashes: proto.merge_slashes, escaped_slashes }
+}
+
+fn timeouts(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>) -> Timeouts {
+    let common = proto.common_http_protocol_options.unwrap_or_default();
+    let common_at = at.field("common_http_protocol_options");
+    let mut of = |proto: Option<&nuncio_proto::Duration>, default, at: &At<'_>| codec_options::timeout(proto, default, at, cx.report);
+    let five_minutes = Some(Duration::from_secs(300));
+    Timeouts {
+        stream_idle: of(proto.stream_idle_timeout.as_ref(), five_minutes, &at.field("stream_idle_timeout")),
+        request: of(proto.request_timeout.as_ref(), None, &at.field("request_timeout")),
+        max_stream_duration: of(common.max_stream_duration.as_ref(), None, &common_at.field("max_stream_duration")),
+        max_connection_duration: of(common.max_connection_duration.as_ref(), None, &common_at.field("max_connection_duration")),
+        drain: of(proto.drain_timeout.as_ref(), Some(Duration::from_secs(5)), &at.field("drain_timeout")).unwrap_or_default(),
+    }
+}
+
+fn early_mutations(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>) -> Vec<HeaderMutations> {
+    let list = at.field("early_header_mutation_extensions");
+    let mut all = Vec::new();
+    for (i, extension) in proto.early_header_mutation_extensions.iter().enumerate() {
+        let here = list.index(i);
+        let any = extension.typed_config.clone().unwrap_or_default();
+        match nuncio_proto::typed::unpack_as::<EarlyHeaderMutation>(&any) {
+            Ok(config) => all.extend(HeaderMutations::compile(&config.mutations, &here.field("mutations"), cx.report)),
+            Err(why) => cx.report.error(&here, why, "only envoy.http.early_header_mutation.header_mutation is supported"),
+        }
+    }
+    all
+}
+
+fn upgrades(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>) -> Vec<Upgrade> {
+    let list = at.field("upgrade_configs");
+    let mut upgrades: Vec<Upgrade> = Vec::new();
+    for (i, upgrade) in proto.upgrade_configs.iter().enumerate() {
+        let here = list.index(i);
+        if !upgrade.filters.is_empty() {
+            cx.report.unsupported(&here.field("filters"), "a filter chain of its own for upgrades");
+        }
+        if upgrades.iter().any(|u| u.kind.eq_ignore_ascii_case(&upgrade.upgrade_type)) {
+            cx.report.error(&here.field("upgrade_type"), format!("{:?} twice", upgrade.upgrade_type), "name each type once");
+        }
+        upgrades.push(Upgrade { kind: upgrade.upgrade_type.clone(), enabled: upgrade.enabled.unwrap_or(true) });
+    }
+    upgrades
+}
+
+/// Fields without an implementation: refused by name where leaving them out would change what requests get.
+fn refuse_unsupported(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>) {
+    let report = &mut *cx.report;
+    if proto.tracing.as_ref().is_some_and(|t| t.provider.is_some()) {
+        report.unsupported(&at.field("tracing").field("provider"), "exporting spans");
+    }
+    if proto.proxy_status_config.is_some() {
+        report.unsupported(&at.field("proxy_status_config"), "the Proxy-Status header");
+    }
+    if proto.typed_header_validation_config.is_some() {
+        report.unsupported(&at.field("typed_header_validation_config"), "a header validation extension");
+    }
+    if proto.forward_client_cert_matcher.is_some() {
+        report.unsupported(&at.field("forward_client_cert_matcher"), "a client certificate matcher");
+    }
+    if proto.append_local_overload {
+        report.unsupported(&at.field("append_local_overload"), "append_local_overload");
+    }
+    if proto.set_current_client_cert_details.as_ref().is_some_and(|d| d.format != 0) {
+        report.unsupported(&at.field("set_current_client_cert_details").field("format"), "a format other than the default");
+    }
+    if proto.drain_timeout_jitter.is_some() {
+        report.warning(&at.field("drain_timeout_jitter"), "set", "drain_timeout is used without jitter");
+    }
+    if proto.stream_flush_timeout.is_some() {
+        report.warning(&at.field("stream_flush_timeout"), "set", "stream_idle_timeout bounds flushing");
+    }
+    let flush = proto.access_log_options.as_ref();
+    if flush.is_some_and(|o| o.access_log_flush_interval.is_some() || o.flush_access_log_on_new_request || o.flush_log_on_tunnel_successfully_established) {
+        report.warning(&at.field("access_log_options"), "set", "one entry is written when the stream ends");
+    }
+    if proto.common_http_protocol_options.as_ref().is_some_and(|c| c.max_connection_duration_jitter.is_some()) {
+        report.warning(
+            &at.field("common_http_protocol_options").field("max_connection_duration_jitter"),
+            "set",
+            "max_connection_duration is used without jitter",
+        );
+    }
+}

@@ -1,0 +1,278 @@
+//! The http_connection_manager as a terminal network filter: one connection from its first byte to its end.
+//! Runs on the worker that accepted the connection; `adopt` on the control thread.
+
+use crate::config::{Codec, HcmConfig};
+use crate::service::{HttpConnection, codec};
+use arc_swap::ArcSwap;
+use bytes::BytesMut;
+use futures_util::future::LocalBoxFuture;
+use nuncio_core::HttpVersion;
+use nuncio_core::network::{NetworkAction, NetworkFilter};
+use nuncio_core::{ConnectionInfo, StreamInfo};
+use nuncio_http::auto::{self, Detect};
+use nuncio_http::{ConnControl, ConnectionEnd, serve_h1, serve_h2};
+use nuncio_listener::{Connection, DrainWatch, Terminal};
+use nuncio_tls::Transport;
+use std::any::Any;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// The place of a connection manager's configuration; a new generation is put into the slots of the old ones, so that their
+/// living connections see it with their next request.
+#[derive(Debug)]
+pub struct HcmSlot(ArcSwap<HcmConfig>);
+
+impl HcmSlot {
+    /// The newest configuration.
+    pub fn load(&self) -> Arc<HcmConfig> {
+        self.0.load_full()
+    }
+    /// Replaces `mine` if there is a newer one.
+    pub fn refresh(&self, mine: &mut Arc<HcmConfig>) {
+        let newest = self.0.load();
+        if !Arc::ptr_eq(&newest, mine) {
+            *mine = Arc::clone(&newest);
+        }
+    }
+}
+
+/// A compiled http_connection_manager.
+#[derive(Debug)]
+pub struct Hcm {
+    slot: Arc<HcmSlot>,
+}
+
+impl Hcm {
+    /// A connection manager with `config`.
+    pub fn new(config: HcmConfig) -> Self {
+        Self { slot: Arc::new(HcmSlot(ArcSwap::from_pointee(config))) }
+    }
+    /// The newest configuration.
+    pub fn config(&self) -> Arc<HcmConfig> {
+        self.slot.load()
+    }
+}
+
+impl Terminal for Hcm {
+    fn serve(self: Arc<Self>, connection: Connection) -> LocalBoxFuture<'static, ()> {
+        Box::pin(serve(self.slot.clone(), connection))
+    }
+
+    fn adopt(&self, new: &Arc<dyn Terminal>) -> bool {
+        let Some(new) = new.as_any().downcast_ref::<Hcm>() else { return false };
+        let config = new.slot.load();
+        // What a connection fixes at its start: codec and codec limits.
+        let old = self.slot.load();
+        if old.codec != config.codec {
+            return false;
+        }
+        self.slot.0.store(config);
+        true
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn pending(&self) -> Vec<String> {
+        self.slot.load().pending_routes().into_iter().collect()
+    }
+}
+
+async fn serve(slot: Arc<HcmSlot>, connection: Connection) {
+    let Connection { mut io, info, filters, mut leftover, drain } = connection;
+    let config = slot.load();
+    let counted = Counted::new(config.clone(), &info);
+    let mut network = NetworkFilters { filters, info: StreamInfo::new(info.clone(), None) };
+    if !network.open(&mut io, &mut leftover).await {
+        return;
+    }
+    let Some(version) = choose(&config, &info, &mut io, &mut leftover).await else { return };
+    config.stats.codec_opened(version);
+    let control = Rc::new(ConnControl::new());
+    let service = Rc::new(HttpConnection::new(slot, info.clone(), control.clone(), drain.clone()));
+    let options = config.options.clone();
+    let end = if version == HttpVersion::Http2 {
+        let run = serve_h2(io, leftover, service, options, control.clone());
+        drive(run, &config, &drain, &control).await
+    } else {
+        let run = serve_h1(io, leftover, service, options, control.clone());
+        drive(run, &config, &drain, &control).await
+    };
+    config.stats.codec_closed(version);
+    counted.ended(&end);
+}
+
+/// Runs the codec beside what may end the connection from outside: drain, close, `max_connection_duration`.
+async fn drive(run: impl Future<Output = ConnectionEnd>, config: &HcmConfig, drain: &DrainWatch, control: &ConnControl) -> ConnectionEnd {
+    let mut run = pin!(run);
+    let mut draining = pin!(drain.draining());
+    let mut closing = pin!(drain.closing());
+    let mut lifetime = pin!(lifetime(config, control));
+    let (mut drained, mut closed, mut expired) = (false, false, config.timeouts.max_connection_duration.is_none());
+    poll_fn(|cx| {
+        if let Poll::Ready(end) = run.as_mut().poll(cx) {
+            return Poll::Ready(end);
+        }
+        let mut changed = false;
+        if !drained && draining.as_mut().poll(cx).is_ready() {
+            drained = true;
+            changed = true;
+            config.stats.downstream_cx_drain_close.inc();
+            control.drain();
+        }
+        if !closed && closing.as_mut().poll(cx).is_ready() {
+            closed = true;
+            changed = true;
+            control.close();
+        }
+        if !expired && lifetime.as_mut().poll(cx).is_ready() {
+            expired = true;
+            changed = true;
+        }
+        // The codec must see what was just asked of it.
+        if changed { run.as_mut().poll(cx) } else { Poll::Pending }
+    })
+    .await
+}
+
+/// Drains the connection at `max_connection_duration`, and closes it `drain_timeout` later.
+async fn lifetime(config: &HcmConfig, control: &ConnControl) {
+    let Some(limit) = config.timeouts.max_connection_duration else { return };
+    tokio::time::sleep(limit).await;
+    config.stats.downstream_cx_max_duration_reached.inc();
+    control.drain();
+    tokio::time::sleep(config.timeouts.drain).await;
+    control.close();
+}
+
+/// The codec by configuration and ALPN, else by the first bytes. None if the client left before it said anything.
+async fn choose(config: &HcmConfig, info: &ConnectionInfo, io: &mut Transport, leftover: &mut BytesMut) -> Option<HttpVersion> {
+    if let Some(version) = codec(config, info) {
+        return Some(version);
+    }
+    debug_assert_eq!(config.codec, Codec::Auto);
+    loop {
+        match auto::detect(leftover) {
+            Detect::H2 => return Some(HttpVersion::Http2),
+            Detect::H1 => return Some(HttpVersion::Http11),
+            Detect::NeedMore => {
+                let read = io.read_buf(leftover);
+                let count = match config.options.idle_timeout {
+                    Some(limit) => tokio::time::timeout(limit, read).await.ok()?,
+                    None => read.await,
+                };
+                if count.ok()? == 0 {
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+/// Connection counters, given back when the connection ends in whatever way.
+struct Counted {
+    config: Arc<HcmConfig>,
+    tls: bool,
+    start: std::time::Instant,
+}
+
+impl Counted {
+    fn new(config: Arc<HcmConfig>, info: &ConnectionInfo) -> Self {
+        let stats = &config.stats;
+        let tls = info.tls.is_some();
+        stats.downstream_cx_total.inc();
+        stats.downstream_cx_active.inc();
+        if tls {
+            stats.downstream_cx_ssl_total.inc();
+            stats.downstream_cx_ssl_active.inc();
+        }
+        Self { config, tls, start: info.start_instant }
+    }
+    fn ended(&self, end: &ConnectionEnd) {
+        let stats = &self.config.stats;
+        match end {
+            ConnectionEnd::Remote | ConnectionEnd::Transport(_) => stats.downstream_cx_destroy_remote.inc(),
+            ConnectionEnd::Local | ConnectionEnd::KeepAliveTimeout => stats.downstream_cx_destroy_local.inc(),
+            ConnectionEnd::IdleTimeout => {
+                stats.downstream_cx_destroy_local.inc();
+                stats.downstream_cx_idle_timeout.inc();
+            }
+            // Counted as protocol error where the refused request was answered.
+            ConnectionEnd::Protocol(_) => stats.downstream_cx_destroy_local.inc(),
+        }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let stats = &self.config.stats;
+        stats.downstream_cx_active.dec();
+        stats.downstream_cx_destroy.inc();
+        if self.tls {
+            stats.downstream_cx_ssl_active.dec();
+        }
+        let millis = self.start.elapsed().min(Duration::from_secs(u64::from(u32::MAX))).as_millis();
+        stats.downstream_cx_length_ms.record(u64::try_from(millis).unwrap_or(u64::MAX));
+    }
+}
+
+/// The chain's network filters before the connection manager.
+struct NetworkFilters {
+    filters: Vec<Box<dyn NetworkFilter>>,
+    info: StreamInfo,
+}
+
+impl NetworkFilters {
+    /// Tells the filters of the connection and shows them what arrives until all of them let it pass. False if one closes it.
+    async fn open(&mut self, io: &mut Transport, leftover: &mut BytesMut) -> bool {
+        if self.filters.is_empty() {
+            return true;
+        }
+        let mut first = BytesMut::new();
+        for filter in &mut self.filters {
+            if let NetworkAction::Close(why) = filter.on_new(&mut self.info, &mut first) {
+                *self.info.connection.termination_details.borrow_mut() = Some(why);
+                return false;
+            }
+        }
+        if !first.is_empty() && io.write_all(&first).await.is_err() {
+            return false;
+        }
+        loop {
+            let mut held = false;
+            for filter in self.filters.iter_mut().filter(|f| f.wants_data()) {
+                match filter.on_read(&mut self.info, leftover, false) {
+                    NetworkAction::Continue => {}
+                    NetworkAction::Hold => {
+                        held = true;
+                        break;
+                    }
+                    NetworkAction::Close(why) => {
+                        *self.info.connection.termination_details.borrow_mut() = Some(why);
+                        return false;
+                    }
+                }
+            }
+            if !held {
+                return true;
+            }
+            if !matches!(io.read_buf(leftover).await, Ok(n) if n > 0) {
+                return false;
+            }
+        }
+    }
+}
+
+impl Drop for NetworkFilters {
+    fn drop(&mut self) {
+        for filter in &mut self.filters {
+            filter.on_close(&mut self.info);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! One attempt: open a stream, send the request, wait for the response's head. Belongs to one worker.
+
+use super::Streams;
+use super::deadlines::{Deadline, Deadlines};
+use super::request_body::{PumpError, RequestPump};
+use super::timeouts::Timeouts;
+use nuncio_core::{RequestHead, ResponseHead, StreamError};
+use nuncio_upstream::{Cluster, Host, OpenOptions, UpstreamStream, Upstreams};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+/// A response that began.
+pub struct Try {
+    pub head: ResponseHead,
+    pub stream: UpstreamStream,
+    /// From the complete request (or the start of the attempt) to the response's head.
+    pub service_time: Duration,
+}
+
+/// How an attempt ended.
+pub enum End {
+    Response(Box<Try>),
+    /// The upstream failed. `processed` is false if it cannot have seen the request.
+    Upstream { error: StreamError, processed: bool },
+    Deadline(Deadline),
+    /// The client failed.
+    Downstream(StreamError),
+}
+
+/// What an attempt works with.
+pub struct Attempt<'a> {
+    pub request: &'a RequestHead,
+    pub cluster: &'a Arc<Cluster>,
+    pub host: &'a Arc<Host>,
+    pub upstreams: &'a Upstreams,
+    pub pump: &'a mut RequestPump,
+    pub deadlines: &'a mut Deadlines,
+    pub timeouts: &'a Timeouts,
+    pub idle: Option<Duration>,
+    pub streams: &'a Streams,
+    pub proxy_continue: bool,
+    pub start: Instant,
+}
+
+impl Attempt<'_> {
+    /// Runs to the response's head or a failure.
+    pub async fn run(mut self, options: &OpenOptions<'_>) -> End {
+        let mut began = Instant::now();
+        self.deadlines.set(Deadline::PerTry, None);
+        self.deadlines.set(Deadline::PerTryIdle, self.timeouts.per_try_idle);
+        if self.pump.received_all() {
+            self.request_complete();
+        }
+        let mut stream = match self.open(options).await {
+            Ok(stream) => stream,
+            Err(end) => return end,
+        };
+        let mut complete = self.pump.received_all();
+        let mut sending = true;
+        poll_fn(|cx| {
+            if sending {
+                match self.pump.poll(&mut stream, cx) {
+                    Poll::Pending => {}
+                    Poll::Ready(Ok(())) => sending = false,
+                    Poll::Ready(Err(PumpError::Downstream(error))) => return Poll::Ready(Err(End::Downstream(error))),
+                    // The response may be there all the same: the upstream may refuse a body and say why.
+                    Poll::Ready(Err(PumpError::Upstream(_))) => sending = false,
+                }
+                if !complete && self.pump.received_all() {
+                    complete = true;
+                    began = Instant::now();
+                    self.request_complete();
+                }
+            }
+            loop {
+                match stream.poll_response(cx) {
+                    Poll::Ready(Ok(head)) if head.status.is_informational() && head.status != http::StatusCode::SWITCHING_PROTOCOLS => {
+                        self.touch();
+                        if head.status == http::StatusCode::CONTINUE && self.proxy_continue {
+                            self.streams.informational.send(&head);
+                        }
+                    }
+                    Poll::Ready(Ok(head)) => return Poll::Ready(Ok(head)),
+                    Poll::Ready(Err(error)) => {
+                        let processed = stream.bytes_written() > 0 && error != StreamError::RemoteRefused;
+                        let reused = stream.is_reused() && stream.bytes_read() == 0 && matches!(error, StreamError::ConnectionClosed(_));
+                        return Poll::Ready(Err(End::Upstream { processed: processed && !(reused && self.is_safe()), error }));
+                    }
+                    Poll::Pending => break,
+                }
+            }
+            self.deadlines.poll(cx).map(|which| Err(End::Deadline(which)))
+        })
+        .await
+        .map_or_else(|end| end, |head| End::Response(Box::new(Try { head, stream, service_time: began.elapsed() })))
+    }
+
+    /// Waits for a stream, no longer than the deadlines allow.
+    async fn open(&mut self, options: &OpenOptions<'_>) -> Result<UpstreamStream, End> {
+        let mut open = pin!(self.upstreams.open(self.cluster, self.host, self.request, self.pump.is_empty(), options));
+        let deadlines = &mut *self.deadlines;
+        poll_fn(|cx| match open.as_mut().poll(cx) {
+            Poll::Ready(Ok(stream)) => Poll::Ready(Ok(stream)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(End::Upstream { error, processed: false })),
+            Poll::Pending => deadlines.poll(cx).map(|which| Err(End::Deadline(which))),
+        })
+        .await
+    }
+
+    /// The client's request is complete: the route timeout and the per-try timeout begin.
+    fn request_complete(&mut self) {
+        self.deadlines.set(Deadline::Request, None);
+        if !self.deadlines.is_set(Deadline::Global) {
+            self.deadlines.set(Deadline::Global, self.timeouts.global);
+        }
+        self.deadlines.set(Deadline::PerTry, self.timeouts.per_try);
+    }
+
+    fn touch(&mut self) {
+        self.deadlines.set(Deadline::Idle, self.idle);
+        self.deadlines.set(Deadline::PerTryIdle, self.timeouts.per_try_idle);
+    }
+
+    /// A method whose repetition does no harm (RFC 9110, 9.2.2): only those go again on a hunch that nobody saw them.
+    fn is_safe(&self) -> bool {
+        use http::Method;
+        matches!(self.request.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
+    }
+}

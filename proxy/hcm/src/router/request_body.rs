@@ -1,0 +1,150 @@
+//! The request's body on its way upstream: pumped frame by frame as the upstream takes it, kept for a retry while the route
+//! may still retry and the limit allows, and copied to mirrors. Belongs to one worker.
+
+use super::mirror::Tee;
+use bytes::Bytes;
+use nuncio_core::{Body, Frame, Headers, StreamError};
+use nuncio_upstream::UpstreamStream;
+use std::collections::VecDeque;
+use std::task::{Context, Poll};
+
+/// Who failed while the body was pumped.
+#[derive(Debug)]
+pub enum PumpError {
+    /// The client: its body broke off.
+    Downstream(StreamError),
+    /// The upstream: it takes no more.
+    Upstream(StreamError),
+}
+
+/// Sends the request's body.
+pub struct RequestPump {
+    source: Body,
+    /// What the current attempt must still send before it reads on: the replay of a retry, or a frame that had no room.
+    queue: VecDeque<Frame>,
+    /// What was read so far, for a retry; none once it may not be kept.
+    kept: Option<Kept>,
+    /// The source has ended.
+    ended: bool,
+    /// The end was sent on the current attempt.
+    sent_end: bool,
+    tees: Vec<Tee>,
+}
+
+#[derive(Default)]
+struct Kept {
+    data: Vec<Bytes>,
+    trailers: Option<Box<Headers>>,
+    bytes: usize,
+    limit: usize,
+}
+
+impl RequestPump {
+    /// A pump of `source`; up to `limit` bytes are kept for retries if `keep`.
+    pub fn new(source: Body, keep: bool, limit: usize, tees: Vec<Tee>) -> Self {
+        let ended = source.is_end() && !matches!(source, Body::Full(ref b) if !b.is_empty());
+        Self { source, queue: VecDeque::new(), kept: keep.then(|| Kept { limit, ..Kept::default() }), ended, sent_end: ended, tees }
+    }
+    /// Whether there is no body at all: the head ends the request.
+    pub fn is_empty(&self) -> bool {
+        self.ended && self.queue.is_empty() && self.kept.as_ref().is_none_or(|k| k.data.is_empty() && k.trailers.is_none())
+    }
+    /// Whether the client's request is complete.
+    pub fn received_all(&self) -> bool {
+        self.ended
+    }
+    /// Whether everything was handed to the current attempt.
+    pub fn is_done(&self) -> bool {
+        self.sent_end
+    }
+    /// Whether another attempt could send the whole body again.
+    pub fn can_replay(&self) -> bool {
+        self.kept.is_some()
+    }
+    /// Starts over for another attempt. False if what was read is gone.
+    pub fn rewind(&mut self) -> bool {
+        let Some(kept) = &self.kept else { return false };
+        self.queue = kept.data.iter().cloned().map(Frame::Data).collect();
+        if let Some(trailers) = &kept.trailers {
+            self.queue.push_back(Frame::Trailers(trailers.clone()));
+        }
+        self.sent_end = self.is_empty();
+        true
+    }
+    /// The upstream takes no more of the body: the rest is not read.
+    pub fn abandon(&mut self) {
+        self.sent_end = true;
+        self.queue.clear();
+    }
+    /// No retry will come: what was kept may go.
+    pub fn forget(&mut self) {
+        self.kept = None;
+    }
+
+    /// Moves frames until the upstream has no room, the client has no data, or the end was sent (`Ready(Ok)`).
+    pub fn poll(&mut self, upstream: &mut UpstreamStream, cx: &mut Context<'_>) -> Poll<Result<(), PumpError>> {
+        while !self.sent_end {
+            if self.queue.is_empty() && !self.ended {
+                match std::task::ready!(self.source.poll_frame(cx)) {
+                    Some(Ok(frame)) => self.accept(frame),
+                    Some(Err(error)) => return Poll::Ready(Err(PumpError::Downstream(error))),
+                    None => self.end(),
+                }
+                continue;
+            }
+            std::task::ready!(upstream.poll_ready(cx)).map_err(PumpError::Upstream)?;
+            let sent = match self.queue.pop_front() {
+                Some(Frame::Data(data)) => {
+                    let end = self.ended && self.queue.is_empty();
+                    self.sent_end = end;
+                    upstream.send_data(data, end)
+                }
+                Some(Frame::Trailers(trailers)) => {
+                    self.sent_end = true;
+                    upstream.send_trailers(&trailers)
+                }
+                None => {
+                    self.sent_end = true;
+                    upstream.send_data(Bytes::new(), true)
+                }
+            };
+            sent.map_err(PumpError::Upstream)?;
+        }
+        upstream.poll_flush(cx).map_err(PumpError::Upstream)
+    }
+
+    fn accept(&mut self, frame: Frame) {
+        for tee in &self.tees {
+            tee.push(&frame);
+        }
+        match &frame {
+            Frame::Data(data) => {
+                let over = self.kept.as_mut().is_some_and(|kept| {
+                    kept.bytes += data.len();
+                    kept.data.push(data.clone());
+                    kept.bytes > kept.limit
+                });
+                if over {
+                    self.kept = None;
+                }
+            }
+            Frame::Trailers(trailers) => {
+                if let Some(kept) = &mut self.kept {
+                    kept.trailers = Some(trailers.clone());
+                }
+                self.end();
+            }
+        }
+        self.queue.push_back(frame);
+        if self.source.is_end() {
+            self.end();
+        }
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        for tee in &self.tees {
+            tee.finish();
+        }
+    }
+}

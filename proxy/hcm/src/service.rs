@@ -1,0 +1,265 @@
+//! One downstream HTTP connection: codec choice, timers and drain, and the life of each request on it.
+//! Runs on the worker that accepted the connection.
+
+use crate::config::{Codec, HcmConfig, ServerHeader};
+use crate::hcm::HcmSlot;
+use crate::local_reply;
+use crate::names::*;
+use crate::path::Normalized;
+use crate::router;
+use crate::stream::{Active, MeteredBody};
+use http::{HeaderValue, Method, header};
+use nuncio_core::filter::Needs;
+use nuncio_core::{Body, ByteStr, ConnectionInfo, Exchange, HttpVersion, LocalReply, RequestHead, ResponseFlags, ResponseHead, StreamInfo};
+use nuncio_http::{ConnControl, Malformed, Request, Response, Service};
+use nuncio_listener::DrainWatch;
+use nuncio_route::{RouteEntry, RouteInput, RouteMatch};
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Serves the requests of one connection.
+pub struct HttpConnection {
+    slot: Arc<HcmSlot>,
+    /// The configuration as this connection saw it last; compared by pointer so that shared counts are not touched per request.
+    config: RefCell<Arc<HcmConfig>>,
+    info: Rc<ConnectionInfo>,
+    control: Rc<ConnControl>,
+    drain: DrainWatch,
+}
+
+impl HttpConnection {
+    /// A connection with the slot's current configuration.
+    pub fn new(slot: Arc<HcmSlot>, info: Rc<ConnectionInfo>, control: Rc<ConnControl>, drain: DrainWatch) -> Self {
+        let config = RefCell::new(slot.load());
+        Self { slot, config, info, control, drain }
+    }
+
+    /// The newest configuration: a change of routes or filters applies to the next request of a living connection.
+    fn config(&self) -> Arc<HcmConfig> {
+        let mut mine = self.config.borrow_mut();
+        self.slot.refresh(&mut mine);
+        mine.clone()
+    }
+
+    async fn handle(&self, request: Request) -> Response {
+        let config = self.config();
+        let Request { head, body, upgrade, informational, stream } = request;
+        self.info.requests.set(self.info.requests.get() + 1);
+        let mut info = StreamInfo::new(self.info.clone(), Some(head.version));
+        info.request_header_bytes = head.headers.byte_size() as u64;
+        let body = MeteredBody::wrap(body, &info.request_meter);
+        let complete = !matches!(body, Body::Stream(_));
+        if complete {
+            info.last_downstream_rx = Some(info.elapsed());
+        }
+        let mut active = Active::new(Box::new(Exchange::new(head, body, info)), config.clone());
+        let mut streams = router::Streams { informational, control: stream, upgrade: None };
+        if let Some(reply) = self.admit(&mut active, upgrade, &mut streams) {
+            return self.reply(active, *reply);
+        }
+        if let Some(reply) = config.filters.on_request(&mut active.ex, |ex| resolve_route(&config, ex)).await {
+            return self.reply(active, *reply);
+        }
+        match router::run(&mut active, &mut streams).await {
+            Ok(()) => self.respond(active),
+            Err(reply) => self.reply(active, *reply),
+        }
+    }
+
+    /// Everything before the filters: sanity, identity, path, route, upgrade.
+    fn admit(&self, active: &mut Active, upgrade: Option<Body>, streams: &mut router::Streams) -> Option<Box<LocalReply>> {
+        let config = active.config.clone();
+        let ex = &mut *active.ex;
+        if ex.request.authority.is_empty() && ex.request.version != HttpVersion::Http10 {
+            return refuse(400, "", "missing_host_header");
+        }
+        if ex.request.path.is_empty() && ex.request.method != Method::CONNECT {
+            return refuse(404, "", "missing_path_rejected");
+        }
+        if !ex.request.path.is_empty() && !ex.request.path.starts_with('/') && ex.request.path != "*" {
+            config.stats.downstream_rq_non_relative_path.inc();
+            return refuse(404, "", "absolute_path_rejected");
+        }
+        if config.reject_fragment && ex.request.path.contains('#') {
+            return refuse(400, "", "path_with_fragment_rejected");
+        }
+        match config.path.apply(&ex.request.path) {
+            Normalized::Same => {}
+            Normalized::Changed(path) => ex.request.path = path.into(),
+            Normalized::Reject => {
+                config.stats.downstream_rq_failed_path_normalization.inc();
+                return refuse(400, "", "path_normalization_failed");
+            }
+            Normalized::Redirect(path) => {
+                config.stats.downstream_rq_redirected_with_normalized_path.inc();
+                let mut reply = LocalReply::new(307, "", "path_normalization_failed");
+                reply.headers.insert(header::LOCATION, HeaderValue::try_from(path).ok()?);
+                return Some(Box::new(reply));
+            }
+        }
+        if let Some(authority) = config.host.apply(&ex.request.authority, &self.info) {
+            ex.request.authority = authority;
+        }
+        for mutation in &config.early_mutations {
+            mutation.apply_request(&mut ex.request, &ex.info, None);
+        }
+        if let Err(status) = config.identity.apply(&mut ex.request, &mut ex.info, &config.server.runtime) {
+            config.stats.downstream_rq_rejected_via_ip_detection.inc();
+            return refuse(status, "", "original_ip_detection_failed");
+        }
+        resolve_route(&config, ex);
+        self.settle_upgrade(active, upgrade, streams)
+    }
+
+    /// An upgrade goes on only where the connection manager or the route allows its type.
+    fn settle_upgrade(&self, active: &mut Active, upgrade: Option<Body>, streams: &mut router::Streams) -> Option<Box<LocalReply>> {
+        let body = upgrade?;
+        let ex = &mut *active.ex;
+        let kind = if ex.request.method == Method::CONNECT { "CONNECT" } else { ex.request.protocol.as_deref().unwrap_or_default() };
+        let by_route = entry(ex).and_then(|e| e.forward()).and_then(|f| f.upgrade(kind));
+        if by_route.unwrap_or_else(|| active.config.upgrade_allowed(kind)) {
+            streams.upgrade = Some(body);
+            None
+        } else {
+            active.config.stats.downstream_rq_ws_on_non_ws_route.inc();
+            refuse(403, "", "upgrade_failed")
+        }
+    }
+
+    fn reply(&self, mut active: Active, reply: LocalReply) -> Response {
+        let config = active.config.clone();
+        local_reply::install(&config.local_reply, &config.server.runtime, &mut active.ex, reply);
+        self.respond(active)
+    }
+
+    /// The response phase: filters, Envoy's response headers, connection fate.
+    fn respond(&self, mut active: Active) -> Response {
+        let config = active.config.clone();
+        let ex = &mut *active.ex;
+        if config.filters.needs(Needs::RESPONSE_HEADERS) {
+            config.filters.on_response(ex);
+        }
+        let Some(mut head) = ex.response.take() else {
+            // The router always leaves a response; this stands for a bug and is visible as a 500.
+            return Response { head: ResponseHead::new(http::StatusCode::INTERNAL_SERVER_ERROR), body: active.into_body(), close: true, reset: None };
+        };
+        self.response_headers(&config, ex, &mut head);
+        ex.info.response_code = head.status.as_u16();
+        ex.info.response_header_bytes = head.headers.byte_size() as u64;
+        ex.info.first_downstream_tx = Some(ex.info.elapsed());
+        if ex.info.last_downstream_rx.is_none() && ex.info.request_meter.last.get().is_none() {
+            config.stats.downstream_rq_response_before_rq_complete.inc();
+        }
+        let close = self.drain.should_close();
+        if close && !self.control.is_draining() {
+            config.stats.downstream_cx_drain_close.inc();
+        }
+        // Formatters and completion callbacks read the response after the codec took its head.
+        ex.response = Some(head.clone());
+        Response { head, body: active.into_body(), close, reset: None }
+    }
+
+    fn response_headers(&self, config: &HcmConfig, ex: &mut Exchange, head: &mut ResponseHead) {
+        if !is_upgrade_response(head) {
+            head.headers.remove(&header::CONNECTION);
+        }
+        head.headers.remove(&KEEP_ALIVE);
+        head.headers.remove(&PROXY_CONNECTION);
+        if !head.headers.contains(&header::DATE) {
+            head.headers.append(header::DATE, crate::date::now());
+        }
+        match config.server_header {
+            ServerHeader::Overwrite => head.headers.insert(header::SERVER, config.server_name.clone()),
+            ServerHeader::AppendIfAbsent if !head.headers.contains(&header::SERVER) => head.headers.append(header::SERVER, config.server_name.clone()),
+            ServerHeader::AppendIfAbsent | ServerHeader::PassThrough => {}
+        }
+        if let Some(via) = &config.identity.via {
+            append_comma(&mut head.headers, &header::VIA, via.as_bytes());
+        }
+        if config.always_set_request_id_in_response {
+            if let Some(id) = ex.request.headers.get(&X_REQUEST_ID) {
+                head.headers.insert(X_REQUEST_ID.clone(), id.clone());
+            }
+        }
+    }
+
+}
+
+impl Service for HttpConnection {
+    async fn call(self: Rc<Self>, request: Request) -> Response {
+        let control = request.stream.clone();
+        let this = self.clone();
+        let mut work = pin!(async move { this.handle(request).await });
+        // The codec keeps this future when the client goes away; dropping the work ends its exchange and its upstream.
+        poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(response) => Poll::Ready(response),
+            Poll::Pending => control.poll_closed(cx).map(|()| Response::reset(0)),
+        })
+        .await
+    }
+
+    fn malformed(&self, error: &Malformed) -> Response {
+        let config = self.config();
+        config.stats.downstream_cx_protocol_error.inc();
+        let head = error.head.as_deref().cloned().unwrap_or_else(|| RequestHead::new(Method::GET, "", ""));
+        let mut info = StreamInfo::new(self.info.clone(), Some(head.version));
+        info.flags.set(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+        let mut active = Active::new(Box::new(Exchange::new(head, Body::Empty, info)), config.clone());
+        let text = error.status.canonical_reason().unwrap_or_default();
+        local_reply::install(&config.local_reply, &config.server.runtime, &mut active.ex, LocalReply::new(error.status.as_u16(), text, error.details));
+        let mut response = self.respond(active);
+        response.close = true;
+        response
+    }
+}
+
+fn refuse(status: u16, body: &'static str, details: &'static str) -> Option<Box<LocalReply>> {
+    Some(Box::new(LocalReply::new(status, body, details)))
+}
+
+fn is_upgrade_response(head: &ResponseHead) -> bool {
+    head.status == http::StatusCode::SWITCHING_PROTOCOLS
+}
+
+/// The route of the exchange as the router knows it.
+pub fn entry(ex: &Exchange) -> Option<&RouteEntry> {
+    ex.route.as_ref()?.as_any().downcast_ref()
+}
+
+/// Matches the route and looks its cluster up.
+pub fn resolve_route(config: &HcmConfig, ex: &mut Exchange) {
+    ex.route = None;
+    ex.cluster = None;
+    let table = config.routes();
+    let Some(table) = table.as_ref() else { return };
+    let input = RouteInput { info: &ex.info, random: ex.random, runtime: &config.server.runtime };
+    match table.route(&ex.request, &input) {
+        RouteMatch::Route(entry) => {
+            ex.info.route_name = Some(nuncio_core::views::RouteView::name(entry.as_ref()).clone()).filter(|n| !n.is_empty());
+            ex.info.virtual_host = Some(nuncio_core::views::RouteView::virtual_host(entry.as_ref()).clone());
+            ex.cluster = match entry.cluster_slot() {
+                Some(slot) => slot.get(),
+                None => entry.cluster_for(&ex.request).and_then(|slot| slot.get()),
+            };
+            ex.route = Some(entry);
+        }
+        RouteMatch::NotFound => {}
+    }
+}
+
+/// Which codec a connection speaks, from configuration, ALPN and the first bytes.
+pub fn codec(config: &HcmConfig, info: &ConnectionInfo) -> Option<HttpVersion> {
+    match config.codec {
+        Codec::Http1 => Some(HttpVersion::Http11),
+        Codec::Http2 => Some(HttpVersion::Http2),
+        Codec::Auto => match info.tls.as_ref().and_then(|t| t.alpn.as_ref()).map(ByteStr::as_str) {
+            Some("h2" | "istio-h2") => Some(HttpVersion::Http2),
+            Some("http/1.1" | "http/1.0" | "istio-http/1.1" | "istio-http/1.0") => Some(HttpVersion::Http11),
+            _ => None,
+        },
+    }
+}
