@@ -1,1 +1,28 @@
-//! The control thread: bootstrap, subscriptions, warming, secrets, what admin shows.
+//! The control thread: command line, bootstrap, subscriptions, warming, secrets, and the data behind the admin endpoints.
+//! One current_thread runtime; nothing here is on the path of a request.
+
+pub mod accounting;
+mod admin;
+pub mod args;
+pub mod bootstrap;
+mod clusters;
+mod connector;
+mod control;
+mod cores;
+mod init;
+mod listeners;
+pub mod log_format;
+pub mod logger;
+mod memory;
+mod needs;
+mod raw;
+mod run;
+mod secrets;
+mod source;
+mod stats;
+mod subscriptions;
+mod validate;
+
+pub use args::{Args, Mode, Parsed};
+pub use control::{Control, Shared};
+pub use run::{Factories, run};

@@ -1,0 +1,246 @@
+//! The state of the control thread, and what happens when an update, a timeout or a change of warming arrives. Everything runs
+//! on one thread: an update is applied in batches with yields between them, so that admin and other streams go on.
+
+use crate::args::Args;
+use crate::bootstrap::Layer;
+use crate::init::{Init, Phase};
+use crate::listeners::Listeners;
+use crate::raw::TypeStore;
+use crate::stats::ServerStats;
+use crate::subscriptions::{ALL, Kind, Subscriptions};
+use bytes::Bytes;
+use nuncio_core::diag::{Report, Severity};
+use nuncio_core::registry::{Registry, Server};
+use nuncio_core::views::{ClusterSlots, ClusterView};
+use nuncio_hcm::EcdsSlots;
+use nuncio_listener::ListenerManager;
+use nuncio_proto::envoy::config::bootstrap::v3::Bootstrap;
+use nuncio_proto::envoy::config::core::v3::ConfigSource;
+use nuncio_route::RouteSlots;
+use nuncio_tls::SecretStore;
+use nuncio_upstream::ClusterManager;
+use nuncio_xds::{Refused, Update};
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::Notify;
+
+/// What the whole process shares; terminal filter factories are made from it.
+#[derive(Clone)]
+pub struct Shared {
+    pub server: Arc<Server>,
+    pub registry: Arc<Registry>,
+    pub clusters: Arc<ClusterSlots>,
+    pub routes: Arc<RouteSlots>,
+    pub secrets: Arc<SecretStore>,
+    pub extensions: Arc<EcdsSlots>,
+}
+
+/// The control thread's state.
+pub struct Control {
+    pub(crate) args: Args,
+    pub(crate) server: Arc<Server>,
+    pub(crate) shared: Shared,
+    pub(crate) bootstrap: Bootstrap,
+    /// The final bootstrap as wire bytes, the node completed.
+    pub(crate) bootstrap_raw: Bytes,
+    pub(crate) loaded_at: SystemTime,
+    pub(crate) layers: RefCell<Vec<Layer>>,
+    pub(crate) clusters: Arc<ClusterManager>,
+    pub(crate) listener_manager: RefCell<ListenerManager>,
+    pub(crate) listeners: RefCell<Listeners>,
+    pub(crate) subscriptions: Subscriptions,
+    pub(crate) init: Init,
+    pub(crate) stats: ServerStats,
+    pub(crate) health_failed: Cell<bool>,
+    /// `/drain_listeners` or SIGTERM began.
+    pub(crate) draining: Cell<bool>,
+    /// Whether the process ends with an error.
+    pub(crate) failed: Cell<bool>,
+    /// Set by `/quitquitquit` and by the end of a drain; wakes the main task.
+    pub(crate) quit: Notify,
+    /// Wakes housekeeping: warming, wanted endpoints or wanted secrets changed. Shared with the cluster manager's callback.
+    pub(crate) changed: Arc<Notify>,
+    clusters_changed: Arc<AtomicBool>,
+    /// Updates that are being applied now.
+    updating: Cell<usize>,
+    raw: [RefCell<TypeStore>; 6],
+}
+
+/// What [`Control::new`] is given.
+pub(crate) struct Parts {
+    pub args: Args,
+    pub shared: Shared,
+    pub bootstrap: Bootstrap,
+    pub bootstrap_raw: Bytes,
+    pub layers: Vec<Layer>,
+    pub clusters: Arc<ClusterManager>,
+    pub listener_manager: ListenerManager,
+    pub stats: ServerStats,
+}
+
+impl Control {
+    pub(crate) fn new(parts: Parts) -> Rc<Self> {
+        let changed = Arc::new(Notify::new());
+        let clusters_changed = Arc::new(AtomicBool::new(true));
+        let (wake, flag) = (changed.clone(), clusters_changed.clone());
+        parts.clusters.on_change(Box::new(move || {
+            flag.store(true, Ordering::Relaxed);
+            wake.notify_one();
+        }));
+        Rc::new(Self {
+            server: parts.shared.server.clone(),
+            args: parts.args,
+            shared: parts.shared,
+            bootstrap: parts.bootstrap,
+            bootstrap_raw: parts.bootstrap_raw,
+            loaded_at: SystemTime::now(),
+            layers: RefCell::new(parts.layers),
+            clusters: parts.clusters,
+            listener_manager: RefCell::new(parts.listener_manager),
+            listeners: RefCell::default(),
+            subscriptions: Subscriptions::default(),
+            init: Init::default(),
+            stats: parts.stats,
+            health_failed: Cell::new(false),
+            draining: Cell::new(false),
+            failed: Cell::new(false),
+            quit: Notify::new(),
+            changed,
+            clusters_changed,
+            updating: Cell::new(0),
+            raw: Kind::ALL.map(|k| RefCell::new(TypeStore::new(k.type_url()))),
+        })
+    }
+
+    /// Raw resources of a kind.
+    pub(crate) fn raw(&self, kind: Kind) -> &RefCell<TypeStore> {
+        let [cluster, endpoint, listener, route, secret, extension] = &self.raw;
+        match kind {
+            Kind::Cluster => cluster,
+            Kind::Endpoint => endpoint,
+            Kind::Listener => listener,
+            Kind::Route => route,
+            Kind::Secret => secret,
+            Kind::Extension => extension,
+        }
+    }
+
+    /// Applies an update that came by the aggregated stream (`source` none) or by a source of its own. Returns what was refused.
+    pub(crate) async fn update(self: &Rc<Self>, kind: Kind, update: Update, source: Option<Arc<ConfigSource>>) -> Vec<Refused> {
+        let begun = Instant::now();
+        let count = update.resources.len();
+        for error in &update.server_errors {
+            log::warn!(target: "config", "{}: the control plane reports an error for '{}': {}", kind.label(), error.name, error.reason);
+        }
+        self.updating.set(self.updating.get() + 1);
+        let refused = match kind {
+            Kind::Cluster => self.update_clusters(&update).await,
+            Kind::Endpoint => self.update_endpoints(&update).await,
+            Kind::Listener => self.update_listeners(&update).await,
+            Kind::Route => self.update_routes(&update).await,
+            Kind::Secret => self.update_secrets(&update, source.as_ref()),
+            Kind::Extension => self.update_extensions(&update),
+        };
+        self.updating.set(self.updating.get() - 1);
+        self.record(kind, &update, &refused, begun);
+        log::info!(
+            target: "config",
+            "{}: {count} added or updated, {} removed, {} refused, version '{}'",
+            kind.label(), update.removed.len(), refused.len() + update.refused.len(), update.version
+        );
+        self.housekeep();
+        refused
+    }
+
+    /// Raw store, stats and log of an update that was applied.
+    fn record(&self, kind: Kind, update: &Update, refused: &[Refused], begun: Instant) {
+        let all: Vec<&Refused> = update.refused.iter().chain(refused).collect();
+        let mut store = self.raw(kind).borrow_mut();
+        let values: HashMap<&str, &Bytes> =
+            if all.is_empty() { HashMap::new() } else { update.resources.iter().map(|r| (r.name.as_ref(), &r.value)).collect() };
+        for bad in &all {
+            log::warn!(target: "config", "{}: '{}' is refused: {}", kind.label(), bad.name, bad.reason);
+            // What was refused is shown by config_dump; a private key must not be.
+            let value = values.get(bad.name.as_ref()).filter(|_| kind != Kind::Secret);
+            store.refuse(bad, value.map(|v| (*v).clone()), &update.version);
+        }
+        let took = begun.elapsed();
+        let wildcard = matches!(kind, Kind::Cluster | Kind::Listener);
+        if wildcard {
+            if all.is_empty() {
+                store.version = update.version.clone();
+            }
+            self.subscriptions.each(kind, ALL, |w| {
+                w.received.set(true);
+                if let Some(stats) = &w.stats {
+                    if all.is_empty() { stats.accepted(&update.version, took) } else { stats.rejected() }
+                }
+            });
+            return;
+        }
+        let bad = |name: &str| all.iter().any(|r| *r.name == *name);
+        for name in update.resources.iter().map(|r| &r.name).chain(&update.removed).chain(all.iter().map(|r| &r.name)) {
+            self.subscriptions.each(kind, name, |w| {
+                w.received.set(true);
+                if let Some(stats) = &w.stats {
+                    if bad(name) { stats.rejected() } else { stats.accepted(&update.version, took) }
+                }
+            });
+        }
+    }
+
+    /// `initial_fetch_timeout` of some names fired: what waited for them goes on without.
+    pub(crate) fn fetch_timed_out(self: &Rc<Self>, kind: Kind, names: &[Arc<str>]) {
+        for name in names {
+            log::warn!(target: "config", "{}: initial fetch timed out for '{name}'", kind.label());
+            if kind == Kind::Endpoint {
+                self.clusters.endpoints_timeout(name);
+            }
+        }
+        if kind == Kind::Secret {
+            self.clusters.secrets_changed();
+        }
+        self.changed.notify_one();
+    }
+
+    /// Brings subscriptions and warming up to date with what is configured. Cheap if nothing changed; while an update is being
+    /// applied it does nothing, because the end of the update does it once for all its resources.
+    pub(crate) fn housekeep(self: &Rc<Self>) {
+        if self.updating.get() > 0 {
+            return;
+        }
+        if self.clusters_changed.swap(false, Ordering::Relaxed) {
+            self.sync_endpoints();
+            let mut warming: Vec<Arc<str>> = self.clusters.warming().iter().map(|c| c.name().clone()).collect();
+            warming.sort();
+            self.raw(Kind::Cluster).borrow_mut().activate_except(&warming);
+        }
+        self.sync_secrets();
+        self.recheck_listeners();
+        self.sync_routes();
+        self.advance();
+    }
+
+    /// Runs [`Self::housekeep`] when something changed, and now and then while something waits for time to pass.
+    pub(crate) async fn keep_house(self: Rc<Self>) {
+        loop {
+            let waiting = self.listeners.borrow().warming() > 0 || self.init.phase() != Phase::Live;
+            let patience = if waiting { Duration::from_millis(200) } else { Duration::from_secs(3600) };
+            // A timeout is as good a reason to look as a notification.
+            let _ = tokio::time::timeout(patience, self.changed.notified()).await;
+            self.housekeep();
+        }
+    }
+
+    /// Findings of one resource: warnings are logged, errors become the reason of a refusal.
+    pub(crate) fn findings(kind: Kind, name: &str, report: &Report) -> Option<String> {
+        for finding in report.items.iter().filter(|d| d.severity == Severity::Warning) {
+            log::warn!(target: "config", "{} '{name}': {finding}", kind.label());
+        }
+        report.has_errors().then(|| report.summary())
+    }
+}

@@ -1,0 +1,113 @@
+//! What a listener needs to be live: RDS names, ECDS names, and the route tables that it brings itself. Read from the listener's
+//! protobuf on the control thread, so that subscriptions follow the configuration and not what happens to be compiled.
+
+use crate::source;
+use bytes::Bytes;
+use nuncio_core::diag::{At, Report};
+use nuncio_core::info::TrafficDirection;
+use nuncio_proto::envoy::config::core::v3::{ConfigSource, TrafficDirection as Direction};
+use nuncio_proto::envoy::config::listener::v3::{FilterChain, Listener, filter::ConfigType};
+use nuncio_proto::envoy::extensions::filters::network::http_connection_manager::v3::{
+    HttpConnectionManager, http_connection_manager::RouteSpecifier, http_filter,
+};
+use nuncio_proto::{Message, typed};
+use std::sync::Arc;
+
+const HCM: &str = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
+
+/// One name to subscribe to.
+#[derive(Clone, Debug)]
+pub struct Need {
+    pub name: Arc<str>,
+    pub source: Arc<ConfigSource>,
+    /// HCM's stat_prefix, for `http.<prefix>.rds.<name>.`.
+    pub stat_prefix: Arc<str>,
+    /// Whether the listener waits for it. A filter with `apply_default_config_without_warming` does not.
+    pub waits: bool,
+}
+
+/// Everything that one listener needs.
+#[derive(Clone, Debug, Default)]
+pub struct Needs {
+    pub routes: Vec<Need>,
+    pub extensions: Vec<Need>,
+    /// Route tables inside of the listener, as wire bytes: the dump's static_route_configs.
+    pub inline_routes: Vec<Bytes>,
+    pub direction: TrafficDirection,
+}
+
+/// What `listener` needs. Sources that cannot be used are reported.
+pub fn of(listener: &Listener, report: &mut Report) -> Needs {
+    let mut needs = Needs {
+        direction: match Direction::try_from(listener.traffic_direction) {
+            Ok(Direction::Inbound) => TrafficDirection::Inbound,
+            Ok(Direction::Outbound) => TrafficDirection::Outbound,
+            _ => TrafficDirection::Unspecified,
+        },
+        ..Needs::default()
+    };
+    let root = At::Root;
+    let chains = root.field("filter_chains");
+    for (i, chain) in listener.filter_chains.iter().enumerate() {
+        of_chain(chain, &chains.index(i), &mut needs, report);
+    }
+    if let Some(chain) = &listener.default_filter_chain {
+        of_chain(chain, &root.field("default_filter_chain"), &mut needs, report);
+    }
+    needs
+}
+
+fn of_chain(chain: &FilterChain, at: &At<'_>, needs: &mut Needs, report: &mut Report) {
+    let filters = at.field("filters");
+    for (i, filter) in chain.filters.iter().enumerate() {
+        let Some(ConfigType::TypedConfig(any)) = &filter.config_type else { continue };
+        // What cannot be read here is reported where it is compiled.
+        let Ok(unpacked) = typed::unpack(any) else { continue };
+        if unpacked.name != HCM {
+            continue;
+        }
+        let Ok(hcm) = HttpConnectionManager::decode(unpacked.value.as_ref()) else { continue };
+        let at = filters.index(i);
+        of_hcm(&hcm, &at.field("typed_config"), needs, report);
+    }
+}
+
+fn of_hcm(hcm: &HttpConnectionManager, at: &At<'_>, needs: &mut Needs, report: &mut Report) {
+    let stat_prefix: Arc<str> = hcm.stat_prefix.as_str().into();
+    match &hcm.route_specifier {
+        Some(RouteSpecifier::Rds(rds)) => {
+            let at = at.field("rds");
+            let Some(config_source) = &rds.config_source else {
+                return report.error(&at.field("config_source"), "not set", "say where the routes come from");
+            };
+            source::check(config_source, &at.field("config_source"), report);
+            if needs.routes.iter().all(|n| *n.name != *rds.route_config_name) {
+                let source = Arc::new(config_source.clone());
+                needs.routes.push(Need {
+                    name: rds.route_config_name.as_str().into(),
+                    source,
+                    stat_prefix: stat_prefix.clone(),
+                    waits: true,
+                });
+            }
+        }
+        Some(RouteSpecifier::RouteConfig(routes)) => needs.inline_routes.push(routes.encode_to_vec().into()),
+        _ => {}
+    }
+    let filters = at.field("http_filters");
+    for (i, filter) in hcm.http_filters.iter().enumerate() {
+        let Some(http_filter::ConfigType::ConfigDiscovery(discovery)) = &filter.config_type else { continue };
+        let at = filters.index(i);
+        let at = at.field("config_discovery");
+        let Some(config_source) = &discovery.config_source else {
+            report.error(&at.field("config_source"), "not set", "say where the filter's configuration comes from");
+            continue;
+        };
+        source::check(config_source, &at.field("config_source"), report);
+        if needs.extensions.iter().all(|n| *n.name != *filter.name) {
+            let source = Arc::new(config_source.clone());
+            let waits = !discovery.apply_default_config_without_warming;
+            needs.extensions.push(Need { name: filter.name.as_str().into(), source, stat_prefix: stat_prefix.clone(), waits });
+        }
+    }
+}
