@@ -1,5 +1,6 @@
-//! `HeaderMatcher`: conditions on one header of a request, response or trailer map. Several fields of one name are seen as
-//! one value joined by commas. Source: `envoy/config/route/v3/route_components.proto`, Envoy's `http/header_utility.cc`.
+//! `HeaderMatcher`: conditions on one header of a request, response or trailer map. Several fields of one name are looked at one
+//! by one, so that a rule about `admin` sees `x-role: user` beside `x-role: admin` (CVE-2026-26308). Headers that Envoy's codec
+//! joins when they arrive are seen joined. Source: `envoy/config/route/v3/route_components.proto`, Envoy 1.40's release notes.
 
 use crate::{Regex, StringMatcher, compile_all};
 use nuncio_core::diag::{At, Report};
@@ -12,16 +13,24 @@ use std::borrow::Cow;
 pub trait HeaderLookup {
     /// All values of `key` joined by `,`; none if absent.
     fn lookup<'a>(&'a self, key: &HeaderKey) -> Option<Cow<'a, [u8]>>;
+    /// The fields in which ordinary headers are.
+    fn fields(&self) -> &Headers;
 }
 
 impl HeaderLookup for RequestHead {
     fn lookup<'a>(&'a self, key: &HeaderKey) -> Option<Cow<'a, [u8]>> {
         self.header(key)
     }
+    fn fields(&self) -> &Headers {
+        &self.headers
+    }
 }
 impl HeaderLookup for ResponseHead {
     fn lookup<'a>(&'a self, key: &HeaderKey) -> Option<Cow<'a, [u8]>> {
         self.header(key)
+    }
+    fn fields(&self) -> &Headers {
+        &self.headers
     }
 }
 impl HeaderLookup for Headers {
@@ -31,7 +40,51 @@ impl HeaderLookup for Headers {
             _ => None,
         }
     }
+    fn fields(&self) -> &Headers {
+        self
+    }
 }
+
+/// Headers whose fields Envoy's header map joins when they arrive (its inline headers). Sorted.
+const JOINED: &[&str] = &[
+    "accept",
+    "accept-encoding",
+    "access-control-request-headers",
+    "access-control-request-method",
+    "authorization",
+    "cache-control",
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "etag",
+    "expect",
+    "grpc-accept-encoding",
+    "grpc-timeout",
+    "if-match",
+    "if-modified-since",
+    "if-none-match",
+    "if-range",
+    "if-unmodified-since",
+    "keep-alive",
+    "origin",
+    "pragma",
+    "proxy-connection",
+    "referer",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+    "via",
+    "x-client-trace-id",
+    "x-envoy-external-address",
+    "x-envoy-internal",
+    "x-forwarded-client-cert",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-request-id",
+];
 
 /// A compiled `HeaderMatcher`.
 #[derive(Clone, Debug)]
@@ -40,6 +93,8 @@ pub struct HeaderMatcher {
     test: Test,
     invert: bool,
     missing_is_empty: bool,
+    /// Look at the fields joined instead of one by one.
+    joined: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -90,7 +145,11 @@ impl HeaderMatcher {
             }
             Some(S::RangeMatch(range)) => Test::Range(range.start, range.end),
         };
-        Some(Self { key, test, invert: proto.invert_match, missing_is_empty: proto.treat_missing_header_as_empty })
+        let joined = match &key {
+            HeaderKey::Name(name) => JOINED.binary_search(&name.as_str()).is_ok(),
+            _ => true,
+        };
+        Some(Self { key, test, invert: proto.invert_match, missing_is_empty: proto.treat_missing_header_as_empty, joined })
     }
     /// Compiles a repeated field.
     pub fn compile_list(protos: &[proto::HeaderMatcher], at: &At<'_>, report: &mut Report) -> Option<Box<[Self]>> {
@@ -103,29 +162,40 @@ impl HeaderMatcher {
     /// Whether the header of `headers` satisfies the condition. A missing header satisfies none but `present_match`, not even an
     /// inverted one, unless it counts as empty.
     pub fn matches(&self, headers: &impl HeaderLookup) -> bool {
-        let value = headers.lookup(&self.key);
+        let found = match &self.key {
+            HeaderKey::Name(name) if !self.joined => {
+                let mut values = headers.fields().get_all(name).map(|v| v.as_bytes()).peekable();
+                values.peek().is_some().then(|| values.any(|v| self.test.holds(v)))
+            }
+            key => headers.lookup(key).map(|v| self.test.holds(&v)),
+        };
         if let Test::Present(present) = self.test {
-            let there = value.is_some() || self.missing_is_empty;
+            let there = found.is_some() || self.missing_is_empty;
             return (there == present) != self.invert;
         }
-        let value = match value {
-            Some(value) => value,
-            None if self.missing_is_empty => Cow::Borrowed(&b""[..]),
+        let matched = match found {
+            Some(matched) => matched,
+            None if self.missing_is_empty => self.test.holds(b""),
             None => return false,
-        };
-        let matched = match &self.test {
-            Test::Present(_) | Test::AnyValue => true,
-            Test::String(s) => s.matches(&value),
-            Test::Regex(r) => r.matches(&value),
-            Test::Range(start, end) => {
-                std::str::from_utf8(&value).ok().and_then(|v| v.trim_ascii().parse::<i64>().ok()).is_some_and(|v| (*start..*end).contains(&v))
-            }
         };
         matched != self.invert
     }
     /// Whether all of `matchers` match, which none at all do.
     pub fn all_match(matchers: &[Self], headers: &impl HeaderLookup) -> bool {
         matchers.iter().all(|m| m.matches(headers))
+    }
+}
+
+impl Test {
+    fn holds(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Present(_) | Self::AnyValue => true,
+            Self::String(s) => s.matches(value),
+            Self::Regex(r) => r.matches(value),
+            Self::Range(start, end) => {
+                std::str::from_utf8(value).ok().and_then(|v| v.trim_ascii().parse::<i64>().ok()).is_some_and(|v| (*start..*end).contains(&v))
+            }
+        }
     }
 }
 
@@ -140,7 +210,8 @@ mod tests {
 
     fn head() -> RequestHead {
         let mut head = RequestHead::new(Method::POST, "shop.example:8080", "/cart?x=1");
-        for (n, v) in [("x-one", "1"), ("x-many", "a"), ("x-many", "b"), ("x-empty", ""), ("x-text", "Hello")] {
+        let fields = [("x-one", "1"), ("x-many", "a"), ("x-many", "b"), ("x-empty", ""), ("x-text", "Hello"), ("accept", "q"), ("accept", "r")];
+        for (n, v) in fields {
             head.headers.append(HeaderName::from_static(n), HeaderValue::from_static(v));
         }
         head
@@ -164,14 +235,27 @@ mod tests {
     }
 
     #[test]
-    fn pseudo_headers_and_joined_values() {
+    fn pseudo_headers() {
         assert!(run(":method", exact("POST"), false, false));
         assert!(run(":path", exact("/cart?x=1"), false, false));
         assert!(run(":authority", exact("shop.example:8080"), false, false));
         assert!(run("Host", exact("shop.example:8080"), false, false));
         assert!(run(":scheme", exact("http"), false, false));
-        assert!(run("X-Many", exact("a,b"), false, false));
-        assert!(!run("x-many", exact("a"), false, false));
+    }
+
+    #[test]
+    fn several_fields_are_seen_one_by_one() {
+        assert!(run("X-Many", exact("a"), false, false));
+        assert!(run("x-many", exact("b"), false, false));
+        assert!(!run("x-many", exact("a,b"), false, false));
+        // Inverted: no field may match.
+        assert!(!run("x-many", exact("b"), true, false));
+        assert!(run("x-many", exact("c"), true, false));
+        assert!(run("x-many", Some(S::PresentMatch(true)), false, false));
+        // Envoy joins these when they arrive.
+        assert!(run("accept", exact("q,r"), false, false));
+        assert!(!run("accept", exact("q"), false, false));
+        assert!(JOINED.is_sorted());
     }
 
     #[test]

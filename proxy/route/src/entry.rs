@@ -6,6 +6,7 @@ use crate::filters::FilterConfigs;
 use crate::forward::Forward;
 use crate::headers::HeaderParser;
 use crate::rewrite::X_ENVOY_ORIGINAL_PATH;
+use crate::route::LevelHeaders;
 use crate::target::ClusterRef;
 use crate::vhost::{BufferLimit, VirtualCluster, VirtualHostInfo};
 use http::HeaderValue;
@@ -70,13 +71,20 @@ pub(crate) struct Route {
     pub stats: Option<(Scope, StatsCell)>,
 }
 
+/// What a weighted cluster adds to its route.
+#[derive(Debug)]
+pub(crate) struct Weighted {
+    pub headers: LevelHeaders,
+    pub host: Option<ByteStr>,
+}
+
 /// A matched route.
 #[derive(Debug)]
 pub struct RouteEntry {
     pub(crate) route: Arc<Route>,
     pub(crate) cluster: Option<ClusterRef>,
-    /// Host of the chosen weighted cluster; the route's own rewrite comes after it.
-    pub(crate) cluster_host: Option<ByteStr>,
+    /// Header mutations and host of the chosen weighted cluster; they come before everything else.
+    pub(crate) weighted: Option<Box<Weighted>>,
     /// Parsers that have something to do, in the order in which they run.
     pub(crate) request_headers: Box<[Arc<HeaderParser>]>,
     pub(crate) response_headers: Box<[Arc<HeaderParser>]>,
@@ -152,11 +160,16 @@ impl RouteEntry {
     /// Prepares the request for the upstream: header mutations, then host, then path. `keep_original` leaves the old host and path in
     /// `x-envoy-original-host` and `x-envoy-original-path`; it is false with `suppress_envoy_headers`.
     pub fn finalize_request(&self, request: &mut RequestHead, info: &StreamInfo, keep_original: bool) {
+        if let Some(weighted) = &self.weighted {
+            if let Some(parser) = &weighted.headers.request {
+                parser.apply_request(request, info, Some(self));
+            }
+            if let Some(host) = &weighted.host {
+                request.authority = host.clone();
+            }
+        }
         for parser in &self.request_headers {
             parser.apply_request(request, info, Some(self));
-        }
-        if let Some(host) = &self.cluster_host {
-            crate::rewrite::update_authority(request, host.clone(), false, keep_original);
         }
         let Some(forward) = self.forward() else { return };
         if let Some(rewrite) = &forward.host_rewrite {
@@ -180,7 +193,8 @@ impl RouteEntry {
     }
     /// Applies the route's response header mutations.
     pub fn finalize_response(&self, response: &mut ResponseHead, request: &RequestHead, info: &StreamInfo) {
-        for parser in &self.response_headers {
+        let weighted = self.weighted.as_ref().and_then(|w| w.headers.response.as_ref());
+        for parser in weighted.into_iter().chain(&self.response_headers) {
             parser.apply_response(response, Some(request), info, Some(self));
         }
     }

@@ -172,7 +172,8 @@ pub fn update_authority(request: &mut RequestHead, host: ByteStr, append_forward
         match request.headers.get(&X_FORWARDED_HOST).filter(|v| !v.is_empty()) {
             None => request.headers.insert(X_FORWARDED_HOST.clone(), value.clone()),
             Some(existing) => {
-                let last = existing.as_bytes().rsplit(|b| *b == b',').next().map(<[u8]>::trim_ascii);
+                // Compared as it stands, blanks included, as Envoy does.
+                let last = existing.as_bytes().rsplit(|b| *b == b',').next();
                 if last != Some(value.as_bytes()) {
                     let all = [existing.as_bytes(), b",", value.as_bytes()].concat();
                     if let Ok(all) = HeaderValue::from_bytes(&all) {

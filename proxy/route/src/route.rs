@@ -2,7 +2,7 @@
 
 use crate::action::Action;
 use crate::cx::RouteCx;
-use crate::entry::{Decorator, Route, RouteEntry, RouteTracing, StatsCell};
+use crate::entry::{Decorator, Route, RouteEntry, RouteTracing, StatsCell, Weighted};
 use crate::filters::{self, FilterConfigs};
 use crate::forward::{Forward, HedgePolicy, Inherited};
 use crate::headers::HeaderParser;
@@ -15,7 +15,7 @@ use crate::table::RouteInput;
 use crate::target::{ClusterRef, WeightedChoice};
 use crate::vhost::{BufferLimit, VirtualHostInfo};
 use nuncio_core::diag::At;
-use nuncio_core::{ByteStr, RequestHead};
+use nuncio_core::RequestHead;
 use nuncio_matcher::{
     CookieMatcher, FilterStateMatcher, Fraction, HeaderMatcher, MetadataMatcher, QueryParameterMatcher, RuntimeFraction, compile_all,
 };
@@ -244,33 +244,24 @@ struct Build<'a> {
 
 impl Build<'_> {
     fn entry(&self, cluster: Option<ClusterRef>, metadata_match: Option<Struct>) -> RouteEntry {
-        self.weighted(cluster, metadata_match, &LevelHeaders::default(), self.filters.clone(), None)
-    }
-    fn weighted(
-        &self,
-        cluster: Option<ClusterRef>,
-        metadata_match: Option<Struct>,
-        headers: &LevelHeaders,
-        filters: FilterConfigs,
-        cluster_host: Option<ByteStr>,
-    ) -> RouteEntry {
-        let levels = [headers, &self.headers, self.parents.vhost_headers, self.parents.table_headers];
-        let ordered = |part: fn(&LevelHeaders) -> Option<&Arc<HeaderParser>>| -> Box<[Arc<HeaderParser>]> {
-            let mut parsers: Vec<_> = levels.iter().filter_map(|l| part(l).cloned()).collect();
-            if self.route.vhost.table.specific_headers_win {
-                parsers.reverse();
-            }
-            parsers.into()
-        };
         RouteEntry {
             cluster,
-            cluster_host,
-            request_headers: ordered(|l| l.request.as_ref()),
-            response_headers: ordered(|l| l.response.as_ref()),
-            filters,
+            weighted: None,
+            request_headers: self.ordered(|l| l.request.as_ref()),
+            response_headers: self.ordered(|l| l.response.as_ref()),
+            filters: self.filters.clone(),
             metadata_match,
             route: self.route.clone(),
         }
+    }
+    /// The parsers of route, virtual host and table; the last one to run wins.
+    fn ordered(&self, part: fn(&LevelHeaders) -> Option<&Arc<HeaderParser>>) -> Box<[Arc<HeaderParser>]> {
+        let levels = [&self.headers, self.parents.vhost_headers, self.parents.table_headers];
+        let mut parsers: Vec<_> = levels.into_iter().filter_map(|l| part(l).cloned()).collect();
+        if self.route.vhost.table.specific_headers_win {
+            parsers.reverse();
+        }
+        parsers.into()
     }
 }
 
@@ -334,7 +325,8 @@ fn weighted_entry(
             Some(merged)
         }
     };
-    Some(build.weighted(Some(cluster), metadata_match, &headers, filters, host))
+    let weighted = (host.is_some() || headers.request.is_some() || headers.response.is_some()).then(|| Box::new(Weighted { headers, host }));
+    Some(RouteEntry { weighted, filters, ..build.entry(Some(cluster), metadata_match) })
 }
 
 /// Subset load balancing looks at this namespace only.
@@ -381,7 +373,7 @@ pub(crate) fn tls_redirect(parents: &Parents<'_>) -> Arc<RouteEntry> {
     Arc::new(RouteEntry {
         route,
         cluster: None,
-        cluster_host: None,
+        weighted: None,
         request_headers: Box::default(),
         response_headers: Box::default(),
         filters: FilterConfigs::default(),
