@@ -63,7 +63,7 @@ impl Response {
     }
     /// No response at all: the stream is reset with HTTP/2 `code`, an HTTP/1 connection closed.
     pub fn reset(code: u32) -> Self {
-        Self { head: ResponseHead::new(StatusCode::SERVICE_UNAVAILABLE), body: Body::Empty, close: true, reset: Some(code) }
+        Self { head: ResponseHead::new(StatusCode::SERVICE_UNAVAILABLE), body: Body::Empty, close: false, reset: Some(code) }
     }
 }
 

@@ -104,15 +104,15 @@ pub fn is_upgrade(headers: &Headers) -> bool {
 
 /// Removes what must not pass a proxy: `connection` and the fields that it names, `keep-alive`, `proxy-connection`,
 /// `http2-settings`, `upgrade`, `transfer-encoding`; `te` becomes `trailers` or goes. With `upgrade`, `connection: upgrade` and
-/// `upgrade` stay. `Err`: the connection header names what no client may remove (`Utility::sanitizeConnectionHeader`).
-pub fn strip_hop_by_hop(headers: &mut Headers, upgrade: bool) -> Result<(), ()> {
+/// `upgrade` stay. False: the connection header names what no client may remove (`Utility::sanitizeConnectionHeader`).
+pub fn strip_hop_by_hop(headers: &mut Headers, upgrade: bool) -> bool {
     let mut nominated: Vec<HeaderName> = Vec::new();
     let mut seen = 0;
     for value in headers.get_all(&header::CONNECTION) {
         for token in tokens(value.as_bytes()) {
             seen += 1;
             if seen > MAX_NOMINATED || token.first() == Some(&b':') {
-                return Err(());
+                return false;
             }
             let Ok(name) = HeaderName::from_bytes(token) else { continue };
             let known = [header::CONNECTION, header::UPGRADE, header::TE, HTTP2_SETTINGS, KEEP_ALIVE];
@@ -120,7 +120,7 @@ pub fn strip_hop_by_hop(headers: &mut Headers, upgrade: bool) -> Result<(), ()> 
                 continue;
             }
             if name == "x-forwarded-for" || name == "x-forwarded-host" || name == "x-forwarded-proto" || name == header::HOST {
-                return Err(());
+                return false;
             }
             nominated.push(name);
         }
@@ -145,7 +145,7 @@ pub fn strip_hop_by_hop(headers: &mut Headers, upgrade: bool) -> Result<(), ()> 
     if upgrade {
         headers.append(header::CONNECTION, HeaderValue::from_static("upgrade"));
     }
-    Ok(())
+    true
 }
 
 /// Whether a field belongs to one connection or to framing, so that an encoder writes its own and trailers may not hold it.
@@ -212,23 +212,23 @@ mod tests {
     #[test]
     fn nominated_fields_go_and_forbidden_ones_refuse() {
         let mut h = headers(&[("connection", "x-a, close"), ("x-a", "1"), ("x-b", "2"), ("keep-alive", "5"), ("proxy-connection", "x")]);
-        assert!(strip_hop_by_hop(&mut h, false).is_ok());
+        assert!(strip_hop_by_hop(&mut h, false));
         assert_eq!(names(&h), ["x-b"]);
         for bad in ["host", "x-forwarded-for", "X-Forwarded-Host", "x-forwarded-proto", ":path", "a,b,c,d,e,f,g,h,i,j,k"] {
             let mut h = Headers::new();
             h.append(header::CONNECTION, HeaderValue::from_str(bad).unwrap());
-            assert!(strip_hop_by_hop(&mut h, false).is_err(), "{bad}");
+            assert!(!strip_hop_by_hop(&mut h, false), "{bad}");
         }
     }
 
     #[test]
     fn te_keeps_trailers_only() {
         let mut h = headers(&[("te", "gzip, trailers"), ("te", "deflate")]);
-        assert!(strip_hop_by_hop(&mut h, false).is_ok());
+        assert!(strip_hop_by_hop(&mut h, false));
         assert_eq!(h.get_str(&header::TE), Some("trailers"));
         assert_eq!(h.len(), 1);
         let mut h = headers(&[("connection", "te"), ("te", "gzip")]);
-        assert!(strip_hop_by_hop(&mut h, false).is_ok());
+        assert!(strip_hop_by_hop(&mut h, false));
         assert!(h.is_empty());
     }
 
@@ -236,10 +236,10 @@ mod tests {
     fn upgrade_survives_only_as_such() {
         let mut h = headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
         assert!(is_upgrade(&h));
-        assert!(strip_hop_by_hop(&mut h, true).is_ok());
+        assert!(strip_hop_by_hop(&mut h, true));
         assert_eq!(names(&h), ["upgrade", "connection"]);
         assert_eq!(h.get_str(&header::CONNECTION), Some("upgrade"));
-        assert!(strip_hop_by_hop(&mut h, false).is_ok());
+        assert!(strip_hop_by_hop(&mut h, false));
         assert!(h.is_empty());
     }
 }

@@ -1,4 +1,5 @@
 //! The HTTP/1 client over an in-memory transport, against bytes written by hand and against our own server.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail a test")]
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! The HTTP/1 server loop over an in-memory transport, with time under the tests' control.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail a test")]
 
 mod common;
 

@@ -138,7 +138,7 @@ fn parse_head(bytes: &Bytes, options: &ServerOptions) -> Result<ParsedRequest, M
         upgrade |= !is_ignored_upgrade(headers.get(&header::UPGRADE).map_or(b"", |v| v.as_bytes()), options);
     }
     let keep_alive = keeps_alive(&headers, line.version, special.connection);
-    if special.hop_by_hop && validate::strip_hop_by_hop(&mut headers, upgrade && !connect).is_err() {
+    if special.hop_by_hop && !validate::strip_hop_by_hop(&mut headers, upgrade && !connect) {
         return Err(HeadError::Bad(details::CONNECTION_HEADER).into());
     }
     if connect {

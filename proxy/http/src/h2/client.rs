@@ -152,6 +152,7 @@ impl Client {
             remaining: None,
             written: bytes,
             read: 0,
+            counted: true,
         })
     }
     /// Whether a stream may begin now: no GOAWAY, not closed, below [`Self::max_streams`].
@@ -272,9 +273,29 @@ pub struct Stream {
     remaining: Option<u64>,
     written: u64,
     read: u64,
+    /// Counts among the connection's open streams.
+    counted: bool,
 }
 
 impl Stream {
+    /// The stream failed or gave everything; if the request is over too, it is no longer open.
+    fn end(&mut self) {
+        self.ended = true;
+        if self.sent {
+            self.release();
+        }
+    }
+    fn release(&mut self) {
+        if !std::mem::take(&mut self.counted) {
+            return;
+        }
+        let shared = &self.shared;
+        shared.active.set(shared.active.get().saturating_sub(1));
+        // Whoever drains waits for the last stream.
+        if shared.draining.get() {
+            shared.notify();
+        }
+    }
     fn error(&self, error: &h2::Error) -> StreamError {
         if error.is_reset() && error.is_remote() {
             self.shared.options.stats.rx_reset.inc();
@@ -302,10 +323,10 @@ impl Stream {
             return Ok(());
         }
         self.written += data.len() as u64 + FRAME_HEADER;
-        self.sent = end;
         // A stream that the peer has closed already shows its reason when it is read.
-        if self.send.send_data(data, end).is_err() {
-            self.sent = true;
+        self.sent = self.send.send_data(data, end).is_err() || end;
+        if self.sent && self.ended {
+            self.release();
         }
         Ok(())
     }
@@ -317,6 +338,9 @@ impl Stream {
         let map = convert::trailers_out(trailers);
         self.written += convert::size(&map) + FRAME_HEADER;
         let _ = self.send.send_trailers(map);
+        if self.ended {
+            self.release();
+        }
         Ok(())
     }
     pub fn poll_flush(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
@@ -334,41 +358,55 @@ impl Stream {
             Poll::Ready(None) => ready!(Pin::new(response).poll(cx)),
         };
         self.response = None;
-        let response = result.map_err(|error| {
-            self.ended = true;
-            self.error(&error)
-        })?;
+        let response = match result {
+            Ok(response) => response,
+            Err(error) => {
+                self.sent = true;
+                self.end();
+                return Poll::Ready(Err(self.error(&error)));
+            }
+        };
         self.read += convert::size(response.headers()) + FRAME_HEADER;
         if response.headers().len() > self.shared.options.max_headers_count as usize {
             self.shared.options.stats.header_overflow.inc();
-            self.ended = true;
+            self.sent = true;
+            self.end();
             self.send.send_reset(Reason::PROTOCOL_ERROR);
             return Poll::Ready(Err(StreamError::TooLarge(validate::details::H2_TOO_MANY_HEADERS)));
         }
         let (parts, recv) = response.into_parts();
         self.remaining = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| validate::content_length(v.as_bytes()));
-        self.ended = recv.is_end_stream();
+        if recv.is_end_stream() {
+            self.end();
+        }
         self.recv = Some(recv);
         Poll::Ready(Ok(convert::response_in(parts, self.protocol.as_ref())))
     }
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
         let Some(recv) = self.recv.as_mut().filter(|_| !self.ended) else { return Poll::Ready(None) };
         let frame = ready!(poll_recv(recv, &mut self.data_done, cx));
-        match &frame {
+        let last = match &frame {
             Some(Ok(Frame::Data(data))) => {
                 let n = data.len() as u64;
                 self.read += n + FRAME_HEADER;
                 self.remaining = self.remaining.map(|left| left.saturating_sub(n));
-                self.ended = recv.is_end_stream();
+                recv.is_end_stream()
             }
             Some(Ok(Frame::Trailers(trailers))) => {
                 self.read += trailers.byte_size() as u64 + FRAME_HEADER;
-                self.ended = true;
+                true
             }
-            Some(Err(_)) | None => self.ended = true,
-        }
-        if let Some(Err(StreamError::RemoteReset(_) | StreamError::RemoteRefused)) = &frame {
-            self.shared.options.stats.rx_reset.inc();
+            Some(Err(error)) => {
+                if matches!(error, StreamError::RemoteReset(_) | StreamError::RemoteRefused) {
+                    self.shared.options.stats.rx_reset.inc();
+                }
+                self.sent = true;
+                true
+            }
+            None => true,
+        };
+        if last {
+            self.end();
         }
         Poll::Ready(frame)
     }
@@ -395,11 +433,6 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let shared = &self.shared;
-        shared.active.set(shared.active.get().saturating_sub(1));
-        // Whoever drains waits for the last stream.
-        if shared.draining.get() {
-            shared.notify();
-        }
+        self.release();
     }
 }

@@ -142,14 +142,14 @@ where
                         self.control.drain();
                     }
                 }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(end_of(&error)),
-                Poll::Ready(None) => {
-                    return Poll::Ready(match (self.idle, self.draining) {
-                        (true, _) => ConnectionEnd::IdleTimeout,
-                        (false, Some(_)) => ConnectionEnd::Local,
-                        (false, None) => ConnectionEnd::Remote,
+                Poll::Ready(Some(Err(error))) => {
+                    return Poll::Ready(match end_of(&error) {
+                        // A client that closes because it was asked to.
+                        ConnectionEnd::Remote => self.quiet_end(),
+                        end => end,
                     });
                 }
+                Poll::Ready(None) => return Poll::Ready(self.quiet_end()),
                 Poll::Pending => {
                     // A stream that was accepted and has not yet run counts too.
                     if self.control.active_streams() > 0 || self.connection.has_streams() {
@@ -160,13 +160,20 @@ where
                         continue;
                     }
                     return match self.draining {
-                        Some(deadline) if self.timer.poll_passed(deadline, cx) => {
-                            Poll::Ready(if self.idle { ConnectionEnd::IdleTimeout } else { ConnectionEnd::Local })
-                        }
+                        Some(deadline) if self.timer.poll_passed(deadline, cx) => Poll::Ready(self.quiet_end()),
                         _ => Poll::Pending,
                     };
                 }
             }
+        }
+    }
+
+    /// How the connection ended when nothing went wrong.
+    fn quiet_end(&self) -> ConnectionEnd {
+        match (self.idle, self.draining) {
+            (true, _) => ConnectionEnd::IdleTimeout,
+            (false, Some(_)) => ConnectionEnd::Local,
+            (false, None) => ConnectionEnd::Remote,
         }
     }
 
