@@ -1,40 +1,125 @@
-//! Access logs: filters, formats and sinks.
+//! Access logs of a listener, connection manager, router or tcp_proxy. Compiled on the control thread, written by workers.
+//! Source: `envoy/config/accesslog/v3/accesslog.proto`, `envoy/extensions/access_loggers`.
 
 use crate::FormatContext;
+use crate::file::LogFile;
+use crate::filter::Filter;
+use crate::formatter::{DEFAULT_FORMAT, Formatter};
 use nuncio_core::diag::{At, Report};
 use nuncio_core::registry::Server;
-use nuncio_proto::envoy::config::accesslog::v3::AccessLog;
+use nuncio_proto::envoy::config::accesslog::v3::{AccessLog, access_log::ConfigType};
+use nuncio_proto::envoy::config::core::v3::SubstitutionFormatString;
+use nuncio_proto::envoy::extensions::access_loggers::file::v3::{FileAccessLog, file_access_log::AccessLogFormat};
+use nuncio_proto::envoy::extensions::access_loggers::stream::v3 as stream;
+use nuncio_proto::{Message, Name, typed};
 use std::sync::Arc;
-use std::time::Duration;
+
+#[derive(Debug)]
+struct Log {
+    filter: Option<Filter>,
+    format: Formatter,
+    file: Arc<LogFile>,
+}
 
 /// The `access_log` list of a listener, connection manager, router or tcp_proxy. Shared by all workers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct AccessLogs {
-    _server: Option<Arc<Server>>,
+    logs: Box<[Log]>,
+    server: Arc<Server>,
+}
+
+fn default_format(at: &At<'_>, report: &mut Report) -> Option<Formatter> {
+    Formatter::text(DEFAULT_FORMAT, at, report)
+}
+
+/// The format of a stream logger; Envoy's default if there is none.
+fn log_format(config: Option<&SubstitutionFormatString>, at: &At<'_>, report: &mut Report) -> Option<Formatter> {
+    match config {
+        Some(config) => Formatter::compile(config, &at.field("log_format"), report),
+        None => default_format(at, report),
+    }
+}
+
+#[allow(deprecated)]
+fn file_format(config: &FileAccessLog, at: &At<'_>, report: &mut Report) -> Option<Formatter> {
+    match &config.access_log_format {
+        Some(AccessLogFormat::Format(text)) if text.is_empty() => default_format(at, report),
+        Some(AccessLogFormat::Format(text)) => Formatter::text(text, &at.field("format"), report),
+        // Both are typed since Envoy 1.33.
+        Some(AccessLogFormat::JsonFormat(fields)) => Formatter::json(fields, &[], false, &at.field("json_format"), report),
+        Some(AccessLogFormat::TypedJsonFormat(fields)) => Formatter::json(fields, &[], false, &at.field("typed_json_format"), report),
+        Some(AccessLogFormat::LogFormat(config)) => log_format(Some(config), at, report),
+        None => default_format(at, report),
+    }
+}
+
+impl Log {
+    fn compile(config: &AccessLog, server: &Arc<Server>, at: &At<'_>, report: &mut Report) -> Option<Self> {
+        let filter = match &config.filter {
+            Some(filter) => Some(Filter::compile(filter, &at.field("filter"), report)),
+            None => None,
+        };
+        let (path, format) = Self::sink(config, &at.field("typed_config"), report)?;
+        let filter = match filter {
+            Some(None) => return None,
+            Some(filter) => filter,
+            None => None,
+        };
+        let file = LogFile::open(&path, &server.stats.root());
+        let file = file.map_err(|e| report.error(at, format!("{path:?} cannot be opened: {e}"), "give a path that can be written")).ok()?;
+        Some(Self { filter, format, file })
+    }
+    /// The path and format of a logger.
+    fn sink(config: &AccessLog, at: &At<'_>, report: &mut Report) -> Option<(String, Formatter)> {
+        let Some(ConfigType::TypedConfig(any)) = &config.config_type else {
+            report.error(at, format!("access log {:?} without typed_config", config.name), "give its configuration");
+            return None;
+        };
+        let unpacked = typed::unpack(any).map_err(|e| report.error(at, e, "correct the typed_config")).ok()?;
+        let bytes = unpacked.value.as_ref();
+        let bad = |report: &mut Report, e: prost::DecodeError| report.error(at, format!("{}: {e}", unpacked.name), "correct the bytes");
+        if unpacked.name == FileAccessLog::full_name() {
+            let file = FileAccessLog::decode(bytes).map_err(|e| bad(report, e)).ok()?;
+            if file.path.is_empty() {
+                report.error(&at.field("path"), "an empty path", "give a path");
+                return None;
+            }
+            let format = file_format(&file, at, report)?;
+            return Some((file.path, format));
+        }
+        if unpacked.name == stream::StdoutAccessLog::full_name() {
+            use stream::stdout_access_log::AccessLogFormat::LogFormat;
+            let log = stream::StdoutAccessLog::decode(bytes).map_err(|e| bad(report, e)).ok()?;
+            let config = log.access_log_format.as_ref().map(|LogFormat(f)| f);
+            return Some(("/dev/stdout".to_string(), log_format(config, at, report)?));
+        }
+        if unpacked.name == stream::StderrAccessLog::full_name() {
+            use stream::stderr_access_log::AccessLogFormat::LogFormat;
+            let log = stream::StderrAccessLog::decode(bytes).map_err(|e| bad(report, e)).ok()?;
+            let config = log.access_log_format.as_ref().map(|LogFormat(f)| f);
+            return Some(("/dev/stderr".to_string(), log_format(config, at, report)?));
+        }
+        report.unsupported(at, format_args!("access log {:?} ({})", config.name, unpacked.name));
+        None
+    }
 }
 
 impl AccessLogs {
     /// Compiles `logs`. Files are opened here; problems go to `report`. None means refused.
-    pub fn compile(_logs: &[AccessLog], server: &Arc<Server>, _at: &At<'_>, _report: &mut Report) -> Option<Self> {
-        Some(Self { _server: Some(server.clone()) })
+    pub fn compile(logs: &[AccessLog], server: &Arc<Server>, at: &At<'_>, report: &mut Report) -> Option<Self> {
+        let logs = nuncio_matcher::compile_all(logs, at, report, |log, at, report| Log::compile(log, server, at, report))?;
+        Some(Self { logs, server: server.clone() })
     }
     /// Whether there are no logs.
     pub fn is_empty(&self) -> bool {
-        true
+        self.logs.is_empty()
     }
     /// Writes one entry to each log whose filter lets it through. Never blocks.
-    pub fn log(&self, _cx: &FormatContext<'_>) {}
-}
-
-/// The log files of the process.
-#[derive(Debug)]
-pub struct Files(());
-
-impl Files {
-    /// Starts the thread that writes what workers buffered, every `interval` (`--file-flush-interval-msec`). Call once, in main.
-    pub fn start(_interval: Duration) {}
-    /// Opens every file again (`/reopen_logs`, SIGUSR1).
-    pub fn reopen() {}
-    /// Writes everything that is buffered; call at exit, after the workers have stopped.
-    pub fn flush() {}
+    pub fn log(&self, cx: &FormatContext<'_>) {
+        for log in &self.logs {
+            if log.filter.as_ref().is_none_or(|f| f.passes(cx, &self.server.runtime)) {
+                log.file.append(|out| log.format.write(cx, out));
+            }
+        }
+    }
 }

@@ -77,8 +77,8 @@ pub fn set_worker(index: usize) {
     }
 }
 
-/// A small number that differs between workers, for striped locks.
-pub(crate) fn stripe() -> usize {
+/// A small number that differs between workers, for buffers and locks per worker; 0 on every other thread.
+pub fn worker() -> usize {
     MINE.get().map_or(0, |s| s.index + 1)
 }
 

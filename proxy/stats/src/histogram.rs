@@ -1,7 +1,7 @@
 //! Log-linear histograms: 90 bins per power of ten, as Envoy's (circllhist), so that quantiles and bucket counts agree with it.
 //! Workers record into a stripe of their own; the control thread moves what was recorded into the interval and the total.
 
-use crate::cell::stripe;
+use crate::cell::worker;
 use crate::store::Meta;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -140,7 +140,7 @@ impl Recorder {
             self.used.store(true, Ordering::Relaxed);
         }
         let stripes = self.stripes.get_or_init(|| Box::new([const { OnceLock::new() }; STRIPES]));
-        if let Some(mine) = stripes.get(stripe() % STRIPES) {
+        if let Some(mine) = stripes.get(worker() % STRIPES) {
             lock(mine.get_or_init(Box::default)).add(bin_of(value), 1);
         }
     }

@@ -14,7 +14,7 @@ mod render;
 mod store;
 mod tags;
 
-pub use cell::set_worker;
+pub use cell::{set_worker, worker};
 pub use config::Problem;
 pub use handle::{Counter, Gauge, Histogram, TextReadout};
 pub use render::{Chunks, HistogramBuckets, Kind, Query};
