@@ -3,7 +3,7 @@
 
 use crate::FormatContext;
 use crate::file::LogFile;
-use crate::filter::Filter;
+use crate::filter::LogFilter;
 use crate::formatter::{DEFAULT_FORMAT, Formatter};
 use nuncio_core::diag::{At, Report};
 use nuncio_core::registry::Server;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 #[derive(Debug)]
 struct Log {
-    filter: Option<Filter>,
+    filter: Option<LogFilter>,
     format: Formatter,
     file: Arc<LogFile>,
 }
@@ -55,10 +55,7 @@ fn file_format(config: &FileAccessLog, at: &At<'_>, report: &mut Report) -> Opti
 
 impl Log {
     fn compile(config: &AccessLog, server: &Arc<Server>, at: &At<'_>, report: &mut Report) -> Option<Self> {
-        let filter = match &config.filter {
-            Some(filter) => Some(Filter::compile(filter, &at.field("filter"), report)),
-            None => None,
-        };
+        let filter = config.filter.as_ref().map(|filter| LogFilter::compile(filter, &at.field("filter"), report));
         let (path, format) = Self::sink(config, &at.field("typed_config"), report)?;
         let filter = match filter {
             Some(None) => return None,

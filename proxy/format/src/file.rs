@@ -131,10 +131,11 @@ impl LogFile {
         drop(bytes);
         self.stats.write_buffered.inc();
         self.stats.write_total_buffered.add(added as i64);
-        if full && !WOKEN.swap(true, Ordering::AcqRel) {
-            if let Some(writer) = WRITER.get() {
-                writer.unpark();
-            }
+        if full
+            && !WOKEN.swap(true, Ordering::AcqRel)
+            && let Some(writer) = WRITER.get()
+        {
+            writer.unpark();
         }
     }
     /// Writes out what is buffered.
@@ -199,7 +200,7 @@ pub struct Files(());
 impl Files {
     /// Starts the thread that writes what workers buffered, every `interval` (`--file-flush-interval-msec`). Call once, in main.
     /// Without it nothing is written until [`Self::flush`].
-    pub fn start(interval: Duration) -> std::io::Result<()> {
+    pub fn start(interval: Duration) {
         let run = move || {
             let _ = WRITER.set(std::thread::current());
             loop {
@@ -212,7 +213,9 @@ impl Files {
                 }
             }
         };
-        std::thread::Builder::new().name("access-log".to_string()).spawn(run).map(|_| ())
+        if let Err(e) = std::thread::Builder::new().name("access-log".to_string()).spawn(run) {
+            log::error!("no thread for access logs: {e}; they are written at exit only");
+        }
     }
     /// Opens every file again before its next write (`/reopen_logs`, SIGUSR1).
     pub fn reopen() {

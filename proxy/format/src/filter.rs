@@ -48,9 +48,23 @@ impl Comparison {
     }
 }
 
-/// A compiled filter.
+/// A compiled access log filter; also what chooses mappers of local replies.
 #[derive(Debug)]
-pub(crate) enum Filter {
+pub struct LogFilter(Filter);
+
+impl LogFilter {
+    /// Compiles one filter; problems go to `report`. None means refused.
+    pub fn compile(config: &proto::AccessLogFilter, at: &At<'_>, report: &mut Report) -> Option<Self> {
+        Filter::compile(config, at, report).map(Self)
+    }
+    /// Whether the stream passes.
+    pub fn passes(&self, cx: &FormatContext<'_>, runtime: &Runtime) -> bool {
+        self.0.passes(cx, runtime)
+    }
+}
+
+#[derive(Debug)]
+enum Filter {
     Status(Comparison),
     Duration(Comparison),
     NotHealthCheck,
@@ -104,8 +118,7 @@ fn metadata(config: &proto::MetadataFilter, at: &At<'_>, report: &mut Report) ->
 }
 
 impl Filter {
-    /// Compiles one filter; problems go to `report`.
-    pub fn compile(config: &proto::AccessLogFilter, at: &At<'_>, report: &mut Report) -> Option<Self> {
+    fn compile(config: &proto::AccessLogFilter, at: &At<'_>, report: &mut Report) -> Option<Self> {
         Some(match &config.filter_specifier {
             Some(S::StatusCodeFilter(f)) => {
                 Self::Status(Comparison::compile(f.comparison.as_ref(), &at.field("status_code_filter").field("comparison"), report)?)
@@ -174,8 +187,7 @@ impl Filter {
         })
     }
 
-    /// Whether the stream is to be logged.
-    pub fn passes(&self, cx: &FormatContext<'_>, runtime: &Runtime) -> bool {
+    fn passes(&self, cx: &FormatContext<'_>, runtime: &Runtime) -> bool {
         let info = cx.info;
         match self {
             Self::Status(comparison) => comparison.holds(u64::from(info.response_code), runtime),

@@ -15,4 +15,5 @@ mod time;
 pub use access_log::AccessLogs;
 pub use context::{AccessLogType, FormatContext};
 pub use file::Files;
+pub use filter::LogFilter;
 pub use formatter::{DEFAULT_FORMAT, Formatter};
