@@ -1,5 +1,7 @@
 //! What Envoy's admin port and istiod really say, read into protobuf and written again: the text must come out as it was.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // It is a test.
+
 use nuncio_proto::envoy::admin::v3::ConfigDump;
 use nuncio_proto::envoy::config::bootstrap::v3::Bootstrap;
 use nuncio_proto::json::{self, Descriptors, Options, UnknownFields};

@@ -28,8 +28,8 @@ pub struct Options {
     pub indent: usize,
 }
 
-/// Containers that are open at once; what is nested deeper is shown as `{}`.
-const DEPTH: usize = 200;
+/// Containers that are open at once; what is nested deeper is shown as `{}`. Common JSON readers follow 128 levels.
+const DEPTH: usize = 100;
 
 /// Writes one message.
 #[derive(Debug)]
