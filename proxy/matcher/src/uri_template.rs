@@ -46,7 +46,7 @@ impl UriTemplate {
     }
     /// Compiles a template's text. The error says what is wrong with it.
     pub fn new(template: &str) -> Result<Self, String> {
-        let mut parser = Parser { rest: template, regex: r"\A".to_string(), variables: Vec::new(), rest_matched: false };
+        let mut parser = Parser { rest: template, regex: r"\A".to_string(), variables: Vec::new(), rest_matched: false, segment_start: false, in_variable: false };
         parser.parse()?;
         let Parser { mut regex, variables, .. } = parser;
         regex.push_str(r"\z");
@@ -65,6 +65,10 @@ struct Parser<'a> {
     variables: Vec<Box<str>>,
     /// `**` was there; only text may follow.
     rest_matched: bool,
+    /// A segment begins here, where an operator may be.
+    segment_start: bool,
+    /// Inside of a variable, where nothing but a slash may follow an operator.
+    in_variable: bool,
 }
 
 impl Parser<'_> {
@@ -81,9 +85,7 @@ impl Parser<'_> {
     fn element(&mut self, c: char) -> Result<(), String> {
         match c {
             '*' => {
-                if self.rest_matched {
-                    return Err("nothing but text may follow **".to_string());
-                }
+                self.operator()?;
                 if let Some(rest) = self.rest.strip_prefix("**") {
                     self.rest_matched = true;
                     self.regex.push_str(REST);
@@ -92,8 +94,8 @@ impl Parser<'_> {
                     self.regex.push_str(SEGMENT);
                     self.rest = self.rest.get(1..).unwrap_or_default();
                 }
-                if self.rest.starts_with('*') || self.rest.starts_with('{') {
-                    return Err("two operators need text between them".to_string());
+                if self.in_variable && !(self.rest.is_empty() || self.rest.starts_with('/')) {
+                    return Err("text after an operator inside of a variable".to_string());
                 }
             }
             '/' => {
@@ -102,8 +104,10 @@ impl Parser<'_> {
                 }
                 self.regex.push('/');
                 self.rest = self.rest.get(1..).unwrap_or_default();
+                self.segment_start = true;
             }
             c if is_path_char(c) => {
+                self.segment_start = false;
                 self.regex.push_str(&regex_syntax::escape(c.encode_utf8(&mut [0; 4])));
                 self.rest = self.rest.get(c.len_utf8()..).unwrap_or_default();
             }
@@ -111,14 +115,22 @@ impl Parser<'_> {
         }
         Ok(())
     }
+    /// An operator must begin its segment, and none may follow `**`.
+    fn operator(&mut self) -> Result<(), String> {
+        if self.rest_matched {
+            return Err("nothing but text may follow **".to_string());
+        }
+        match std::mem::take(&mut self.segment_start) {
+            true => Ok(()),
+            false => Err("an operator must begin its segment".to_string()),
+        }
+    }
     /// `{name}` or `{name=pattern}`.
     fn variable(&mut self) -> Result<(), String> {
         let (inner, after) = self.rest.get(1..).and_then(|r| r.split_once('}')).ok_or("a { without }")?;
         let (name, pattern) = inner.split_once('=').unwrap_or((inner, "*"));
         check_name(name)?;
-        if self.rest_matched {
-            return Err("nothing but text may follow **".to_string());
-        }
+        self.operator()?;
         if self.variables.iter().any(|v| v.as_ref() == name) {
             return Err(format!("variable {name} is there twice"));
         }
@@ -131,6 +143,8 @@ impl Parser<'_> {
         self.variables.push(name.into());
         self.regex.push('(');
         self.rest = pattern;
+        self.segment_start = true;
+        self.in_variable = true;
         while let Some(c) = self.rest.chars().next() {
             if c == '{' {
                 return Err("a variable inside a variable".to_string());
@@ -139,9 +153,8 @@ impl Parser<'_> {
         }
         self.regex.push(')');
         self.rest = after;
-        if self.rest.starts_with('{') || self.rest.starts_with('*') {
-            return Err("two operators need text between them".to_string());
-        }
+        self.segment_start = false;
+        self.in_variable = false;
         Ok(())
     }
 }
@@ -250,10 +263,14 @@ mod tests {
             ("/a", "/a/", false),
             ("/a.b", "/axb", false),
             ("/*", "/a*b", false),
+            ("/a/{b}.html", "/a/x.html", true),
+            ("/a/*b", "/a/xb", true),
+            ("/{a=b}", "/b", true),
+            ("/**/x", "/a/b/x", true),
         ] {
             assert_eq!(UriTemplate::new(template).unwrap().matches(path), wanted, "{template} {path}");
         }
-        for bad in ["a", "/**/*", "/**/{a}", "/{a}{b}", "/***", "/{1a}", "/{a", "/a//b", "/{a}/{a}", "/{a=}", "/{a={b}}", "/a?b", "/{abcdefghijklmnopq}", "/{a}/{b}/{c}/{d}/{e}/{f}"] {
+        for bad in ["a", "/**/*", "/**/{a}", "/{a}{b}", "/***", "/{1a}", "/{a", "/a//b", "/{a}/{a}", "/{a=}", "/{a={b}}", "/{a}-{b}", "/{a=*b}", "/a/b*", "/a?b", "/{abcdefghijklmnopq}", "/{a}/{b}/{c}/{d}/{e}/{f}"] {
             assert!(UriTemplate::new(bad).is_err(), "{bad}");
         }
     }
