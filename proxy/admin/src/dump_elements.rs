@@ -35,9 +35,12 @@ pub(crate) struct Field {
     pub name: &'static str,
     /// Full name of the element's message.
     pub element: &'static str,
-    /// The element's wire bytes and the type URL of the resource in it; none if the resource has no such state.
-    pub build: fn(&Resource) -> Option<(Vec<u8>, Arc<str>)>,
+    /// None if the resource has no such state.
+    pub build: fn(&Resource) -> Option<Element>,
 }
+
+/// An element's wire bytes, and the type URL of the resource in it.
+pub(crate) type Element = (Vec<u8>, Arc<str>);
 
 pub(crate) const BOOTSTRAP: &str = "envoy.admin.v3.BootstrapConfigDump";
 
@@ -194,54 +197,54 @@ fn warming(resource: &Resource) -> Option<Option<&Version>> {
     (!resource.is_static && (resource.warming.is_some() || only_error)).then_some(resource.warming.as_ref())
 }
 
-fn static_cluster(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
+fn static_cluster(r: &Resource) -> Option<Element> {
     let version = fixed(r)?;
     let (_, cluster, last_updated) = parts(Some(version));
     Some((StaticCluster { cluster, last_updated }.encode_to_vec(), version.type_url.clone()))
 }
 
-fn cluster(r: &Resource, version: Option<&Version>, with_error: bool) -> (Vec<u8>, Arc<str>) {
+fn cluster(r: &Resource, version: Option<&Version>, with_error: bool) -> Element {
     let (version_info, cluster, last_updated) = parts(version);
     let (error_state, client_status) = if with_error { (error_state(r.error.as_ref()), client_status(r)) } else { (None, 0) };
     (DynamicCluster { version_info, cluster, last_updated, error_state, client_status }.encode_to_vec(), type_of(version))
 }
 
-fn active_cluster(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
+fn active_cluster(r: &Resource) -> Option<Element> {
     Some(cluster(r, Some(active(r)?), true))
 }
 
-fn warming_cluster(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
+fn warming_cluster(r: &Resource) -> Option<Element> {
     // An error is shown once.
     Some(cluster(r, warming(r)?, r.active.is_none()))
 }
 
-fn ecds_filter(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
+fn ecds_filter(r: &Resource) -> Option<Element> {
     let version = dynamic(r)?;
     let (version_info, ecds_filter, last_updated) = parts(version);
     let (error_state, client_status) = (error_state(r.error.as_ref()), client_status(r));
     Some((EcdsFilterConfig { version_info, ecds_filter, last_updated, error_state, client_status }.encode_to_vec(), type_of(version)))
 }
 
-fn static_endpoints(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
+fn static_endpoints(r: &Resource) -> Option<Element> {
     let version = fixed(r)?;
     // Envoy shows no time for endpoints.
     Some((StaticEndpointConfig { endpoint_config: any(version), last_updated: None }.encode_to_vec(), version.type_url.clone()))
 }
 
-fn dynamic_endpoints(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
+fn dynamic_endpoints(r: &Resource) -> Option<Element> {
     let version = dynamic(r)?;
     let (error_state, client_status) = (error_state(r.error.as_ref()), client_status(r));
     let element = DynamicEndpointConfig { endpoint_config: version.and_then(any), error_state, client_status, ..Default::default() };
     Some((element.encode_to_vec(), type_of(version)))
 }
 
-fn static_listener(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
+fn static_listener(r: &Resource) -> Option<Element> {
     let version = fixed(r)?;
     let (_, listener, last_updated) = parts(Some(version));
     Some((StaticListener { listener, last_updated }.encode_to_vec(), version.type_url.clone()))
 }
 
-fn dynamic_listener(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
+fn dynamic_listener(r: &Resource) -> Option<Element> {
     if r.is_static {
         return None;
     }
@@ -260,7 +263,7 @@ fn dynamic_listener(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
     Some((element.encode_to_vec(), type_of(r.active.as_ref().or(r.warming.as_ref()))))
 }
 
-fn inline_scopes(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
+fn inline_scopes(r: &Resource) -> Option<Element> {
     let version = fixed(r)?;
     let scoped_route_configs = any(version).into_iter().collect();
     let element =
@@ -268,7 +271,7 @@ fn inline_scopes(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
     Some((element.encode_to_vec(), version.type_url.clone()))
 }
 
-fn dynamic_scopes(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
+fn dynamic_scopes(r: &Resource) -> Option<Element> {
     let version = dynamic(r)?;
     let (version_info, scope, last_updated) = parts(version);
     let element = DynamicScopedRouteConfigs {
@@ -282,26 +285,26 @@ fn dynamic_scopes(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
     Some((element.encode_to_vec(), type_of(version)))
 }
 
-fn static_route(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
+fn static_route(r: &Resource) -> Option<Element> {
     let version = fixed(r)?;
     let (_, route_config, last_updated) = parts(Some(version));
     Some((StaticRouteConfig { route_config, last_updated }.encode_to_vec(), version.type_url.clone()))
 }
 
-fn dynamic_route(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
+fn dynamic_route(r: &Resource) -> Option<Element> {
     let version = dynamic(r)?;
     let (version_info, route_config, last_updated) = parts(version);
     let (error_state, client_status) = (error_state(r.error.as_ref()), client_status(r));
     Some((DynamicRouteConfig { version_info, route_config, last_updated, error_state, client_status }.encode_to_vec(), type_of(version)))
 }
 
-fn static_secret(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
+fn static_secret(r: &Resource) -> Option<Element> {
     let version = fixed(r)?;
     let (_, secret, last_updated) = parts(Some(version));
     Some((StaticSecret { name: r.name.to_string(), last_updated, secret }.encode_to_vec(), version.type_url.clone()))
 }
 
-fn secret(r: &Resource, version: Option<&Version>, with_error: bool) -> (Vec<u8>, Arc<str>) {
+fn secret(r: &Resource, version: Option<&Version>, with_error: bool) -> Element {
     let (version_info, secret, last_updated) = parts(version);
     // A secret that is only wanted is shown by its name, as Envoy does; istioctl refuses an element without.
     let secret = secret.or_else(|| Some(pack(&Secret { name: r.name.to_string(), ..Default::default() })));
@@ -310,10 +313,10 @@ fn secret(r: &Resource, version: Option<&Version>, with_error: bool) -> (Vec<u8>
     (element.encode_to_vec(), type_of(version))
 }
 
-fn active_secret(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
+fn active_secret(r: &Resource) -> Option<Element> {
     Some(secret(r, Some(active(r)?), true))
 }
 
-fn warming_secret(r: &Resource) -> Option<(Vec<u8>, Arc<str>)> {
+fn warming_secret(r: &Resource) -> Option<Element> {
     Some(secret(r, warming(r)?, r.active.is_none()))
 }

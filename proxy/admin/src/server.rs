@@ -39,7 +39,8 @@ const HEAD: Duration = Duration::from_secs(30);
 /// `Bootstrap.admin` compiled: everything but the socket.
 #[derive(Debug)]
 pub struct AdminOptions {
-    access_logs: AccessLogs,
+    /// None if nothing is logged.
+    access_logs: Option<AccessLogs>,
     allow_paths: Box<[StringMatcher]>,
 }
 
@@ -65,12 +66,12 @@ impl AdminOptions {
         // does not count towards the limit of downstream connections.
         let access_logs = AccessLogs::compile(&logs, server, &at.field("access_log"), report);
         let allow_paths = StringMatcher::compile_list(&config.allow_paths, &at.field("allow_paths"), report);
-        Some(Self { access_logs: access_logs?, allow_paths: allow_paths? })
+        Some(Self { access_logs: Some(access_logs?).filter(|logs| !logs.is_empty()), allow_paths: allow_paths? })
     }
 
     /// No access log, all paths.
     pub fn open() -> Self {
-        Self { access_logs: AccessLogs::default(), allow_paths: Box::default() }
+        Self { access_logs: None, allow_paths: Box::default() }
     }
 
     fn allows(&self, path: &str) -> bool {
@@ -132,7 +133,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
 async fn connection(cx: Rc<Context>, mut io: Box<dyn Io>, remote: Address) {
     let _open = cx.stats.connection();
     // Nobody asks for the connection's data unless there is a log.
-    let info = (!cx.options.access_logs.is_empty()).then(|| Rc::new(ConnectionInfo::plain(remote, cx.local.clone(), Arc::from("admin"))));
+    let info = cx.options.access_logs.is_some().then(|| Rc::new(ConnectionInfo::plain(remote, cx.local.clone(), Arc::from("admin"))));
     let mut reader = Reader::default();
     loop {
         if reader.is_idle() && !matches!(timeout(IDLE, reader.more(&mut io)).await, Ok(Ok(()))) {
@@ -174,8 +175,8 @@ async fn exchange(cx: &Context, io: &mut Box<dyn Io>, request: &Request, info: O
         result = reply.finish().await;
     }
     active.done(reply.status);
-    if let Some(stream) = started {
-        log(&cx.options.access_logs, stream, request, &reply, result.is_err());
+    if let (Some(stream), Some(logs)) = (started, &cx.options.access_logs) {
+        log(logs, stream, request, &reply, result.is_err());
     }
     result.is_ok() && reply.keeps_alive()
 }

@@ -1,5 +1,7 @@
 //! `/config_dump` against what Envoy answered for the same configuration.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // It is a test.
+
 mod kit;
 
 use std::rc::Rc;

@@ -1,5 +1,7 @@
 //! Every other endpoint, compared with what Envoy 1.40 answered.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // It is a test.
+
 mod kit;
 
 use std::rc::Rc;
@@ -340,6 +342,25 @@ fn only_allowed_paths() {
         let refused = get(&at, "/stats?x").await;
         assert_eq!((refused.status, refused.body.as_str()), (403, "request to path /stats not allowed"));
     });
+}
+
+#[test]
+fn requests_are_logged() {
+    let path = std::env::temp_dir().join(format!("nuncio-admin-{}.log", std::process::id()));
+    #[allow(deprecated)]
+    let config = Admin { access_log_path: path.to_str().unwrap().into(), ..Default::default() };
+    let mut report = nuncio_core::diag::Report::new();
+    let options = AdminOptions::compile(&config, &server(), &nuncio_core::diag::At::Root, &mut report);
+    let options = options.unwrap_or_else(|| panic!("{}", report.summary()));
+    with_options(Rc::new(Fake::default()), options, |at| async move {
+        get(&at, "/ready?a^b").await;
+        post(&at, "/nope").await;
+    });
+    nuncio_format::Files::flush();
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert!(text.contains("\"GET /ready?a^b HTTP/1.1\" 200 - 0 5 "), "{text}");
+    assert!(text.contains("\"POST /nope HTTP/1.1\" 404 "), "{text}");
 }
 
 fn server() -> std::sync::Arc<nuncio_core::registry::Server> {

@@ -1,6 +1,8 @@
 //! A dump of a large mesh takes the memory of a piece, and a reader that stalls stops it. Alone in its binary, because it looks
 //! at the memory of the process.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // It is a test.
+
 mod kit;
 
 use std::cell::Cell;
