@@ -1,10 +1,14 @@
 //! Envoy's HTTP filters, one file or folder each. Compiled on the control thread, run on every worker; `register` is called once
 //! by `main`. Filters that are not here are not registered: a listener that uses one is refused by name, never served without it.
 
+pub mod buffer;
 pub mod compressor;
 pub mod cors;
 pub mod fault;
 pub mod grpc_stats;
+pub mod header_mutation;
+pub mod local_ratelimit;
+pub mod rate_limit;
 
 mod config;
 
@@ -12,8 +16,11 @@ use nuncio_core::registry::Registry;
 
 /// Adds every filter of this crate to `registry`.
 pub fn register(registry: &mut Registry) {
+    registry.http.push(Box::new(buffer::Factory));
     registry.http.push(Box::new(compressor::Factory));
     registry.http.push(Box::new(cors::Factory));
     registry.http.push(Box::new(fault::Factory));
     registry.http.push(Box::new(grpc_stats::Factory));
+    registry.http.push(Box::new(header_mutation::Factory));
+    registry.http.push(Box::new(local_ratelimit::Factory));
 }
