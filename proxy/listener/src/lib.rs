@@ -4,11 +4,20 @@
 //! sockets and tells the workers. Each worker accepts on its own sockets, looks at the first bytes (listener filters), chooses a
 //! filter chain, does the TLS handshake and gives the connection to the chain's [`Terminal`].
 
+mod chain_match;
+mod config;
+mod connection;
 pub mod drain;
+mod listener_filter;
 pub mod manager;
+mod slot;
+mod socket;
+mod stats;
+mod sys;
 pub mod terminal;
 pub mod worker;
 
+pub use config::CompiledListener;
 pub use drain::DrainWatch;
 pub use manager::{DrainOptions, ListenerManager, ListenerManagerCx, ListenerStatus};
 pub use terminal::{ChainCx, Connection, Terminal, TerminalFactory, TerminalRegistry};

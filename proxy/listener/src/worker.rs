@@ -1,10 +1,29 @@
-//! Worker threads: one current_thread runtime with a `LocalSet` each.
+//! Worker threads: one current_thread runtime with a `LocalSet` each. They take commands from the control thread over a channel and
+//! accept connections on their own sockets.
 
-use std::sync::Arc;
-use tokio::sync::mpsc;
+use crate::connection;
+use crate::drain::{DrainSignal, DrainState};
+use crate::slot::{ChainDrain, Slot};
+use futures_util::FutureExt;
+use nuncio_core::Address;
+use nuncio_tls::Transport;
+use socket2::Socket;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::rc::{Rc, Weak};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Notify, mpsc};
+
+/// How long accepting pauses when the system has run out of something (descriptors), and how often overload is looked at.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What a worker is told.
-pub(crate) enum Command {
+enum Command {
     /// Runs a closure on the worker.
     Run(Box<dyn FnOnce() + Send>),
     /// Ends the worker's thread.
@@ -30,20 +49,209 @@ impl WorkerHandle {
 #[derive(Clone, Debug)]
 pub struct Workers {
     pub handles: Arc<[WorkerHandle]>,
+    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
 impl Workers {
-    /// Asks every worker to end; living connections are dropped.
+    /// Asks every worker to end and waits until they have; living connections are dropped.
     pub fn exit(&self) {
         for worker in self.handles.iter() {
             let _gone = worker.tx.send(Command::Exit);
+        }
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // A worker that panicked has said so already.
+            let _panicked = thread.join();
         }
     }
 }
 
 /// Starts `n` worker threads (`wrk:worker_0`, ...). `setup` runs first on each, inside its runtime and `LocalSet`, with its index:
 /// thread locals such as `Upstreams` are installed there. Errors: a thread or a runtime could not be made.
-pub fn spawn_workers(n: usize, setup: impl Fn(usize) + Send + Clone + 'static) -> std::io::Result<Workers> {
-    let _ = (n, setup);
-    Ok(Workers { handles: Arc::from(Vec::new()) })
+pub fn spawn_workers(n: usize, setup: impl Fn(usize) + Send + Clone + 'static) -> io::Result<Workers> {
+    let (mut handles, mut threads) = (Vec::new(), Vec::new());
+    for index in 0..n {
+        let (tx, rx) = mpsc::unbounded_channel();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let setup = setup.clone();
+        let run = move || {
+            nuncio_stats::set_worker(index);
+            let local = tokio::task::LocalSet::new();
+            WORKER.with(|slot| slot.get_or_init(|| Rc::new(Worker::new(index, n))).clone());
+            local.block_on(&runtime, async {
+                setup(index);
+                obey(rx).await;
+            });
+        };
+        threads.push(std::thread::Builder::new().name(format!("wrk:worker_{index}")).spawn(run)?);
+        handles.push(WorkerHandle { index, tx });
+    }
+    Ok(Workers { handles: handles.into(), threads: Arc::new(Mutex::new(threads)) })
+}
+
+async fn obey(mut rx: mpsc::UnboundedReceiver<Command>) {
+    while let Some(command) = rx.recv().await {
+        match command {
+            Command::Run(work) => work(),
+            Command::Exit => return,
+        }
+    }
+}
+
+thread_local! {
+    static WORKER: OnceCell<Rc<Worker>> = const { OnceCell::new() };
+}
+
+/// One worker's own state.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub index: usize,
+    count: u64,
+    next_id: Cell<u64>,
+    /// Drain signals of chains that have connections here.
+    signals: RefCell<HashMap<u64, Weak<DrainSignal>>>,
+    sweep_at: Cell<usize>,
+    /// Accept loops of each listener.
+    listening: RefCell<HashMap<u64, Rc<Notify>>>,
+}
+
+impl Worker {
+    fn new(index: usize, count: usize) -> Self {
+        let (next_id, sweep_at) = (Cell::new(0), Cell::new(64));
+        Self { index, count: count as u64, next_id, signals: RefCell::default(), sweep_at, listening: RefCell::default() }
+    }
+    /// Runs `work` with this thread's worker; nothing happens on other threads.
+    pub(crate) fn with(work: impl FnOnce(&Rc<Worker>)) {
+        if let Some(worker) = WORKER.with(|slot| slot.get().cloned()) {
+            work(&worker);
+        }
+    }
+    /// A connection id that no other connection of the process has, without a counter that cores share.
+    pub(crate) fn connection_id(&self) -> u64 {
+        let n = self.next_id.get();
+        self.next_id.set(n + 1);
+        n * self.count + self.index as u64
+    }
+    /// This worker's signal of a chain.
+    pub(crate) fn signal(&self, drain: &ChainDrain) -> Rc<DrainSignal> {
+        let mut signals = self.signals.borrow_mut();
+        if let Some(signal) = signals.get(&drain.id).and_then(Weak::upgrade) {
+            return signal;
+        }
+        // The control thread changes the state before it sends the command: a signal made here has seen it, or will be told.
+        let signal = DrainSignal::new(drain.state());
+        // Swept when it has doubled: a look at all of them per connection would cost what it saves.
+        if signals.len() >= self.sweep_at.get() {
+            signals.retain(|_, s| s.strong_count() > 0);
+            self.sweep_at.set((signals.len() * 2).max(64));
+        }
+        signals.insert(drain.id, Rc::downgrade(&signal));
+        signal
+    }
+    /// Tells the connections of some chains where they stand; with `close_at`, they end then.
+    pub(crate) fn drain(self: &Rc<Self>, chains: &[(u64, DrainState)], close_at: Option<Instant>) {
+        let find = |id: &u64| self.signals.borrow().get(id).and_then(Weak::upgrade);
+        let living: Vec<_> = chains.iter().filter_map(|(id, state)| find(id).map(|signal| (signal, *state))).collect();
+        for (signal, state) in &living {
+            signal.set(*state);
+        }
+        if let (Some(at), false) = (close_at, living.is_empty()) {
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep_until(at.into()).await;
+                for (signal, _) in living {
+                    signal.set(DrainState { closing: true, ..signal.get() });
+                }
+            });
+        }
+    }
+    /// Accepts on `socket` for `slot` until [`Self::unlisten`].
+    pub(crate) fn listen(self: &Rc<Self>, slot: Arc<Slot>, socket: Socket, unix: bool) {
+        let listening = match unix {
+            true => UnixListener::from_std(socket.into()).map(Listening::Unix),
+            false => TcpListener::from_std(socket.into()).map(Listening::Tcp),
+        };
+        match listening {
+            Ok(listening) => {
+                let stop = self.listening.borrow_mut().entry(slot.id).or_default().clone();
+                tokio::task::spawn_local(accept(self.clone(), slot, listening, stop));
+            }
+            Err(e) => log::error!("worker {}: cannot accept for listener `{}`: {e}", self.index, slot.active.load().listener.name),
+        }
+    }
+    /// Ends the accept loops of a listener; what the kernel had queued is accepted before the sockets close.
+    pub(crate) fn unlisten(&self, id: u64) {
+        if let Some(stop) = self.listening.borrow_mut().remove(&id) {
+            stop.notify_waiters();
+        }
+    }
+}
+
+enum Listening {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl Listening {
+    async fn accept(&self) -> io::Result<(Transport, Option<Address>)> {
+        match self {
+            Self::Tcp(l) => l.accept().await.map(|(s, peer)| (Transport::Tcp(s), Some(Address::Ip(peer)))),
+            Self::Unix(l) => l.accept().await.map(|(s, _)| (Transport::Unix(s), None)),
+        }
+    }
+}
+
+async fn accept(worker: Rc<Worker>, slot: Arc<Slot>, listening: Listening, stop: Rc<Notify>) {
+    let stopped = stop.notified();
+    tokio::pin!(stopped);
+    // Before the first await, so that no notification is missed.
+    stopped.as_mut().enable();
+    let mut taken = 0_u32;
+    loop {
+        let active = slot.active.load_full();
+        if slot.shared.stop_accepting.load(Ordering::Relaxed) && !active.listener.bypass_overload {
+            tokio::select! {
+                () = tokio::time::sleep(PAUSE) => continue,
+                () = &mut stopped => break,
+            }
+        }
+        let accepted = match listening.accept().now_or_never() {
+            Some(accepted) => accepted,
+            None => {
+                if taken > 0 {
+                    active.listener.stats.accepted_per_event.record(taken.into());
+                    taken = 0;
+                }
+                tokio::select! {
+                    biased;
+                    () = &mut stopped => break,
+                    accepted = listening.accept() => accepted,
+                }
+            }
+        };
+        match accepted {
+            Ok((io, peer)) => {
+                // The configuration may have changed while we waited.
+                connection::accepted(&worker, &slot, io, peer);
+                taken += 1;
+                if taken >= active.listener.max_accept {
+                    active.listener.stats.accepted_per_event.record(taken.into());
+                    taken = 0;
+                    tokio::task::yield_now().await;
+                }
+            }
+            Err(e) => {
+                // The peer gave up while it was queued, or descriptors ran out: the latter does not pass by itself at once.
+                if !matches!(e.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted) {
+                    log::warn!("listener `{}`: accept failed: {e}", active.listener.name);
+                    tokio::select! {
+                        () = tokio::time::sleep(PAUSE) => {}
+                        () = &mut stopped => break,
+                    }
+                }
+            }
+        }
+    }
+    while let Some(Ok((io, peer))) = listening.accept().now_or_never() {
+        connection::accepted(&worker, &slot, io, peer);
+    }
 }
