@@ -147,12 +147,20 @@ impl Control {
         };
         self.updating.set(self.updating.get() - 1);
         self.record(kind, &update, &refused, begun);
-        log::info!(
+        // Endpoints change all day; the rest is worth a line.
+        let level = if kind == Kind::Endpoint { log::Level::Debug } else { log::Level::Info };
+        log::log!(
             target: "config",
+            level,
             "{}: {count} added or updated, {} removed, {} refused, version '{}'",
             kind.label(), update.removed.len(), refused.len() + update.refused.len(), update.version
         );
-        self.housekeep();
+        if kind == Kind::Endpoint {
+            self.settle_clusters();
+            self.advance();
+        } else {
+            self.housekeep();
+        }
         refused
     }
 
@@ -213,16 +221,22 @@ impl Control {
         if self.updating.get() > 0 {
             return;
         }
-        if self.clusters_changed.swap(false, Ordering::Relaxed) {
-            self.sync_endpoints();
-            let mut warming: Vec<Arc<str>> = self.clusters.warming().iter().map(|c| c.name().clone()).collect();
-            warming.sort();
-            self.raw(Kind::Cluster).borrow_mut().activate_except(&warming);
-        }
+        self.settle_clusters();
         self.sync_secrets();
         self.recheck_listeners();
         self.sync_routes();
         self.advance();
+    }
+
+    /// Follows the cluster manager: which assignments are wanted, and which clusters wait no more.
+    fn settle_clusters(self: &Rc<Self>) {
+        if self.updating.get() > 0 || !self.clusters_changed.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        self.sync_endpoints();
+        let mut warming: Vec<Arc<str>> = self.clusters.warming().iter().map(|c| c.name().clone()).collect();
+        warming.sort();
+        self.raw(Kind::Cluster).borrow_mut().activate_except(&warming);
     }
 
     /// Runs [`Self::housekeep`] when something changed, and now and then while something waits for time to pass.

@@ -2,11 +2,13 @@
 //! `server.state` goes from PRE_INITIALIZING over INITIALIZING to LIVE. Control thread.
 //!
 //! One difference to Envoy: listeners of the bootstrap accept as soon as the static clusters are there, because an Istio gateway
-//! answers its probes on one of them while it still waits for istiod.
+//! answers its probes on one of them while it still waits for istiod. If clusters come from a file, listeners wait until it is read.
 
 use crate::control::Control;
+use crate::source::{self, Source};
 use crate::subscriptions::{ALL, Kind};
 use nuncio_admin::State;
+use nuncio_core::diag::{At, Report};
 use nuncio_core::views::ClusterView;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -34,6 +36,7 @@ pub enum Phase {
 pub struct Init {
     phase: Cell<Phase>,
     since: Cell<Option<Instant>>,
+    workers_started: Cell<bool>,
 }
 
 impl Init {
@@ -86,7 +89,13 @@ impl Control {
                     }
                     self.start_static_listeners();
                     self.init.enter(Phase::Clusters);
-                    if let Some(source) = dynamic.and_then(|d| d.cds_config.as_ref()) {
+                    let source = dynamic.and_then(|d| d.cds_config.as_ref());
+                    let from_file =
+                        source.is_some_and(|s| matches!(source::resolve(s, &At::Root, &mut Report::new()), Some(Source::File(_))));
+                    if !from_file {
+                        self.start_workers();
+                    }
+                    if let Some(source) = source {
                         self.subscriptions.subscribe_all(self, Kind::Cluster, source);
                     }
                 }
@@ -97,6 +106,7 @@ impl Control {
                         return;
                     }
                     self.init.enter(Phase::Listeners);
+                    self.start_workers();
                     if let Some(source) = dynamic.and_then(|d| d.lds_config.as_ref()) {
                         self.subscriptions.subscribe_all(self, Kind::Listener, source);
                     }
@@ -126,8 +136,14 @@ impl Control {
                 self.quit.notify_one();
             }
         }
+        self.sync_secrets();
         self.sync_routes();
-        self.listener_manager.borrow_mut().start();
+    }
+
+    fn start_workers(&self) {
+        if !self.init.workers_started.replace(true) {
+            self.listener_manager.borrow_mut().start();
+        }
     }
 
     /// What initialisation waits for, by name.

@@ -157,7 +157,16 @@ fn log_config(bootstrap: &Bootstrap, args: &Args) -> Result<(), String> {
     Ok(())
 }
 
-async fn life(args: Args, factories: Factories) -> i32 {
+/// `--disable-extensions`: `category/name`, as Envoy writes it.
+fn disable(registry: &mut Registry, disabled: &[String]) {
+    let keep = |category: &str, name: &str| !disabled.iter().any(|d| d.split_once('/') == Some((category, name)));
+    registry.http.retain(|f| keep("envoy.filters.http", f.name()));
+    registry.network.retain(|f| keep("envoy.filters.network", f.name()));
+    registry.upstream_network.retain(|f| keep("envoy.filters.upstream_network", f.name()));
+}
+
+async fn life(args: Args, mut factories: Factories) -> i32 {
+    disable(&mut factories.registry, &args.disabled_extensions);
     let prepared = match prepare(&args) {
         Ok(prepared) => prepared,
         Err(problems) => return refuse(&args, &problems),
@@ -277,6 +286,12 @@ async fn life(args: Args, factories: Factories) -> i32 {
 /// Serves until a signal or `/quitquitquit`.
 async fn serve(control: &Rc<Control>, admin: Option<(AdminOptions, Address, u32)>, ads: Option<source::Grpc>) -> i32 {
     control.publish_state();
+    let base_id = &control.args.base_id_path;
+    if !base_id.is_empty()
+        && let Err(e) = std::fs::write(base_id, control.args.base_id.to_string())
+    {
+        return refuse(&control.args, &[format!("the base ID cannot be written to '{base_id}': {e}")]);
+    }
     Upstreams::install(control.clusters.worker_feed());
     let mut tasks = Vec::new();
     if let Some((options, address, mode)) = admin {
@@ -288,6 +303,10 @@ async fn serve(control: &Rc<Control>, admin: Option<(AdminOptions, Address, u32)
     tasks.push(Task::spawn(control.clusters.clone().run()));
     let mut problems = Vec::new();
     for cluster in control.bootstrap.static_resources.iter().flat_map(|s| &s.clusters) {
+        if control.raw(Kind::Cluster).borrow().get(&cluster.name).is_some() {
+            problems.push(format!("cluster '{}': duplicate name; give each cluster a name of its own", cluster.name));
+            continue;
+        }
         let value = cluster.encode_to_vec();
         match control.apply_cluster(&value, false) {
             Ok(_) => control.raw(Kind::Cluster).borrow_mut().put_static(&cluster.name, value.into()),

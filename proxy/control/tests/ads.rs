@@ -1,0 +1,310 @@
+//! The control thread against a control plane over a Unix socket: from the first request to serving, through refusals, removals and
+//! the loss of the stream. The control plane is HTTP/2 by hand, so that nothing of ours judges ours.
+
+use bytes::Bytes;
+use nuncio_control::{Args, Factories, run};
+use nuncio_core::registry::Registry;
+use nuncio_hcm::HcmFactory;
+use nuncio_listener::TerminalRegistry;
+use nuncio_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use nuncio_proto::json::{UnknownFields, from_json, to_value};
+use nuncio_proto::{Any, Message};
+use nuncio_xds::types;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// One message of `type_url` out of YAML.
+fn resource(type_url: &str, name: &str, yaml: &str) -> Resource {
+    let message = type_url.rsplit('/').next().unwrap();
+    let value = from_json(message, &to_value(yaml).unwrap(), UnknownFields::Refuse).unwrap().value;
+    let resource = Some(Any { type_url: type_url.into(), value });
+    Resource { name: name.into(), version: "1".into(), resource, ..Resource::default() }
+}
+
+/// What the test tells the control plane.
+enum Tell {
+    Push(DeltaDiscoveryResponse),
+    /// Ends the stream.
+    Hang,
+}
+
+/// A control plane that answers subscriptions with what it was given, and reports every request.
+struct ControlPlane {
+    requests: Receiver<DeltaDiscoveryRequest>,
+    tell: tokio::sync::mpsc::UnboundedSender<Tell>,
+}
+
+type World = BTreeMap<&'static str, Vec<Resource>>;
+
+impl ControlPlane {
+    fn start(socket: PathBuf, world: World) -> Self {
+        let (tx, requests) = channel();
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let local = tokio::task::LocalSet::new();
+            runtime.block_on(local.run_until(async move {
+                let listener = tokio::net::UnixListener::bind(socket).unwrap();
+                loop {
+                    let (io, _) = listener.accept().await.unwrap();
+                    stream(io, &world, &tx, &mut told).await;
+                }
+            }));
+        });
+        Self { requests, tell }
+    }
+    /// The next request that `wanted` describes; others are skipped.
+    fn request(&self, what: &str, wanted: impl Fn(&DeltaDiscoveryRequest) -> bool) -> DeltaDiscoveryRequest {
+        let end = Instant::now() + Duration::from_secs(20);
+        loop {
+            match self.requests.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(request) if wanted(&request) => return request,
+                Ok(_) => {}
+                Err(_) => panic!("no request: {what}"),
+            }
+        }
+    }
+    fn push(&self, type_url: &str, nonce: &str, resources: Vec<Resource>, removed: &[&str]) {
+        let removed_resources = removed.iter().map(|r| (*r).to_string()).collect();
+        let response = DeltaDiscoveryResponse {
+            type_url: type_url.into(),
+            nonce: nonce.into(),
+            system_version_info: nonce.into(),
+            resources,
+            removed_resources,
+            ..Default::default()
+        };
+        let _ = self.tell.send(Tell::Push(response));
+    }
+}
+
+async fn stream(
+    io: tokio::net::UnixStream,
+    world: &World,
+    tx: &Sender<DeltaDiscoveryRequest>,
+    told: &mut tokio::sync::mpsc::UnboundedReceiver<Tell>,
+) {
+    let mut connection = h2::server::handshake(io).await.unwrap();
+    let Some(Ok((request, mut respond))) = connection.accept().await else { return };
+    let driver = tokio::task::spawn_local(async move { while connection.accept().await.is_some() {} });
+    let mut body = request.into_body();
+    let mut buffer = Vec::new();
+    let mut out: Option<h2::SendStream<Bytes>> = None;
+    let mut nonce = 0;
+    let mut send = move |response: &DeltaDiscoveryResponse| {
+        let stream = out.get_or_insert_with(|| {
+            let head = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+            respond.send_response(head, false).unwrap()
+        });
+        let message = response.encode_to_vec();
+        let mut frame = vec![0];
+        frame.extend_from_slice(&(message.len() as u32).to_be_bytes());
+        frame.extend_from_slice(&message);
+        stream.reserve_capacity(frame.len());
+        stream.send_data(frame.into(), false).unwrap();
+    };
+    loop {
+        tokio::select! {
+            told = told.recv() => match told {
+                Some(Tell::Push(response)) => send(&response),
+                Some(Tell::Hang) | None => break,
+            },
+            data = body.data() => {
+                let Some(Ok(data)) = data else { break };
+                let _ = body.flow_control().release_capacity(data.len());
+                buffer.extend_from_slice(&data);
+                while buffer.len() >= 5 {
+                    let len = u32::from_be_bytes(buffer[1..5].try_into().unwrap()) as usize;
+                    if buffer.len() < 5 + len { break }
+                    let rest = buffer.split_off(5 + len);
+                    let request = DeltaDiscoveryRequest::decode(&buffer[5..]).unwrap();
+                    buffer = rest;
+                    let all = world.get(request.type_url.as_str()).cloned().unwrap_or_default();
+                    let names: BTreeSet<_> = request.resource_names_subscribe.iter().cloned().collect();
+                    let is_answered = request.response_nonce.is_empty() && request.initial_resource_versions.is_empty();
+                    if is_answered && (request.resource_names_unsubscribe.is_empty() || !names.is_empty()) {
+                        nonce += 1;
+                        let resources = all.into_iter().filter(|r| names.is_empty() || names.contains(&r.name)).collect();
+                        send(&DeltaDiscoveryResponse { type_url: request.type_url.clone(), nonce: format!("auto-{nonce}"), system_version_info: "first".into(), resources, ..Default::default() });
+                    }
+                    let _ = tx.send(request);
+                }
+            }
+        }
+    }
+    driver.abort();
+}
+
+/// An upstream that answers every request with 200 and its name, one request a connection.
+fn upstream(name: &'static str) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for io in listener.incoming() {
+            let mut io = io.unwrap();
+            let mut seen = Vec::new();
+            let mut piece = [0; 1024];
+            while !seen.windows(4).any(|w| w == b"\r\n\r\n") {
+                match io.read(&mut piece) {
+                    Ok(n) if n > 0 => seen.extend_from_slice(&piece[..n]),
+                    _ => break,
+                }
+            }
+            let _ = write!(io, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{name}", name.len());
+        }
+    });
+    port
+}
+
+fn http(address: &str, method: &str, path: &str) -> Option<(u16, String)> {
+    let mut io = TcpStream::connect(address).ok()?;
+    io.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    write!(io, "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").ok()?;
+    let mut all = Vec::new();
+    io.read_to_end(&mut all).ok()?;
+    let text = String::from_utf8_lossy(&all).into_owned();
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_string()))
+}
+
+fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "{what} did not happen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn factories() -> Factories {
+    Factories {
+        registry: Registry::default(),
+        terminals: Box::new(|shared| TerminalRegistry {
+            factories: vec![Box::new(HcmFactory {
+                registry: shared.registry.clone(),
+                routes: shared.routes.clone(),
+                clusters: shared.clusters.clone(),
+                extensions: shared.extensions.clone(),
+            })],
+        }),
+        worker_setup: |_| {},
+    }
+}
+
+const LISTENER: &str = r#"
+name: web
+address: {socket_address: {address: 127.0.0.1, port_value: 0}}
+filter_chains:
+- filters:
+  - name: hcm
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+      stat_prefix: web
+      rds: {route_config_name: r, config_source: {ads: {}, initial_fetch_timeout: 0s, resource_api_version: V3}}
+      http_filters:
+      - name: envoy.filters.http.router
+        typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+"#;
+
+fn cluster(name: &str) -> Resource {
+    let yaml = format!(
+        "{{name: {name}, type: EDS, connect_timeout: 1s, eds_cluster_config: {{eds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}}}}}}"
+    );
+    resource(types::CLUSTER, name, &yaml)
+}
+fn endpoints(name: &str, port: u16) -> Resource {
+    let yaml = format!(
+        "{{cluster_name: {name}, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}"
+    );
+    resource(types::ENDPOINT, name, &yaml)
+}
+fn routes(cluster: &str) -> Resource {
+    let yaml = format!(
+        "{{name: r, virtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, route: {{cluster: {cluster}}}}}]}}]}}"
+    );
+    resource(types::ROUTE, "r", &yaml)
+}
+
+#[test]
+fn serves_what_the_control_plane_says_and_refuses_by_name() {
+    let dir = std::env::temp_dir().join(format!("nuncio-control-ads-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let socket = dir.join("xds");
+    let world = World::from([
+        (types::CLUSTER, vec![cluster("a"), cluster("b")]),
+        (types::ENDPOINT, vec![endpoints("a", upstream("a")), endpoints("b", upstream("b"))]),
+        (types::LISTENER, vec![resource(types::LISTENER, "web", LISTENER)]),
+        (types::ROUTE, vec![routes("a")]),
+    ]);
+    let plane = ControlPlane::start(socket.clone(), world);
+    let admin_path = dir.join("admin");
+    let yaml = format!(
+        r#"{{node: {{id: me, cluster: test}}, admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}},
+        dynamic_resources: {{lds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}}, cds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}},
+          ads_config: {{api_type: DELTA_GRPC, transport_api_version: V3, set_node_on_first_message_only: true, grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}}},
+        static_resources: {{clusters: [{{name: xds, type: STATIC, connect_timeout: 1s,
+          typed_extension_protocol_options: {{envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {{"@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {{http2_protocol_options: {{}}}}}}}},
+          load_assignment: {{cluster_name: xds, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: "{}"}}}}}}}}]}}]}}}}]}}}}"#,
+        socket.display()
+    );
+    let args = Args { config_yaml: yaml, admin_address_path: admin_path.display().to_string(), concurrency: 1, ..Args::default() };
+    let proxy = std::thread::spawn(move || run(args, factories()));
+
+    let first = plane.request("CDS", |r| r.type_url == types::CLUSTER);
+    assert_eq!(first.node.as_ref().map(|n| n.id.as_str()), Some("me"));
+    assert!(first.resource_names_subscribe.is_empty());
+    let eds = plane.request("EDS", |r| r.type_url == types::ENDPOINT && !r.resource_names_subscribe.is_empty());
+    assert_eq!(eds.resource_names_subscribe, ["a", "b"]);
+    plane.request("RDS", |r| r.type_url == types::ROUTE && r.resource_names_subscribe == ["r"]);
+    plane.request("ACK of RDS", |r| r.type_url == types::ROUTE && !r.response_nonce.is_empty() && r.error_detail.is_none());
+
+    let admin = eventually("admin", || std::fs::read_to_string(&admin_path).ok().filter(|a| !a.is_empty()));
+    eventually("LIVE", || http(&admin, "GET", "/ready").filter(|(status, body)| *status == 200 && body.starts_with("LIVE")));
+    let stat = |name: &str| {
+        let (_, text) = http(&admin, "GET", "/stats").unwrap();
+        text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(": ").map(str::to_string))
+    };
+    assert_eq!(stat("server.state").as_deref(), Some("0"));
+    assert_eq!(stat("listener_manager.workers_started").as_deref(), Some("1"));
+    assert_eq!(stat("cluster_manager.cds.update_success").as_deref(), Some("1"));
+    assert_eq!(stat("listener_manager.lds.update_success").as_deref(), Some("1"));
+    assert_eq!(stat("control_plane.connected_state").as_deref(), Some("1"));
+    let (_, listeners) = http(&admin, "GET", "/listeners").unwrap();
+    let web = listeners.lines().find_map(|l| l.strip_prefix("web::")).unwrap().to_string();
+    assert_eq!(http(&web, "GET", "/").unwrap(), (200, "a".to_string()));
+
+    // A new route serves the next request; a bad cluster is refused alone, by name, and the good one beside it is used.
+    plane.push(types::ROUTE, "r2", vec![routes("b")], &[]);
+    plane.request("ACK of r2", |r| r.response_nonce == "r2" && r.error_detail.is_none());
+    assert_eq!(http(&web, "GET", "/").unwrap().1, "b");
+    let bad =
+        resource(types::CLUSTER, "bad", "{name: bad, type: EDS, eds_cluster_config: {eds_config: {api_config_source: {api_type: REST}}}}");
+    plane.push(types::CLUSTER, "c2", vec![bad, cluster("c")], &[]);
+    let nack = plane.request("NACK of c2", |r| r.response_nonce == "c2").error_detail.unwrap().message;
+    assert!(nack.starts_with("bad: eds_cluster_config.eds_config.api_config_source.api_type") && !nack.contains('\n'), "{nack}");
+    plane.request("EDS of c", |r| r.type_url == types::ENDPOINT && r.resource_names_subscribe == ["c"]);
+    let (_, dump) = http(&admin, "GET", "/config_dump").unwrap();
+    assert!(dump.contains("\"error_state\"") && dump.contains("xDS by REST"), "{dump}");
+    assert_eq!(stat("cluster_manager.cds.update_rejected").as_deref(), Some("1"));
+
+    // The control plane goes away: traffic goes on, and the next stream begins with what is held.
+    let _ = plane.tell.send(Tell::Hang);
+    let again = plane.request("CDS again", |r| r.type_url == types::CLUSTER && r.node.is_some());
+    assert_eq!(again.initial_resource_versions.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert_eq!(http(&web, "GET", "/").unwrap(), (200, "b".to_string()));
+
+    // A removed listener is gone; what it needed is not subscribed to any more.
+    plane.push(types::LISTENER, "l2", vec![], &["web"]);
+    let gone = plane.request("unsubscription", |r| r.type_url == types::ROUTE && !r.resource_names_unsubscribe.is_empty());
+    assert_eq!(gone.resource_names_unsubscribe, ["r"]);
+
+    assert_eq!(http(&admin, "POST", "/quitquitquit").unwrap().0, 200);
+    assert_eq!(proxy.join().unwrap(), 0);
+    std::fs::remove_dir_all(&dir).unwrap();
+}
