@@ -13,6 +13,8 @@ pub mod ecds;
 pub mod hcm;
 mod host;
 mod identity;
+#[cfg(test)]
+mod identity_tests;
 mod local_reply;
 mod names;
 mod path;

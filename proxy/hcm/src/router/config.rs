@@ -33,19 +33,6 @@ pub enum Strict {
     RetryGrpcOn,
 }
 
-impl Default for RouterConfig {
-    fn default() -> Self {
-        Self {
-            dynamic_stats: true,
-            suppress_envoy_headers: false,
-            respect_expected_rq_timeout: false,
-            suppress_grpc_failure_stats: false,
-            strict_check: Vec::new(),
-            upstream_logs: AccessLogs::default(),
-        }
-    }
-}
-
 impl RouterConfig {
     /// Type name of the configuration.
     pub const TYPE: &'static str = "envoy.extensions.filters.http.router.v3.Router";

@@ -142,3 +142,65 @@ fn take(head: &mut RequestHead, name: &HeaderName) -> Option<String> {
 pub fn grpc_status(head: &ResponseHead) -> Option<u32> {
     head.headers.get_str(&GRPC_STATUS)?.parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::{HeaderValue, Method, StatusCode};
+
+    fn state(headers: &[(&HeaderName, &'static str)]) -> Option<RetryState> {
+        let mut head = RequestHead::new(Method::GET, "a", "/");
+        for (name, value) in headers {
+            head.headers.append((*name).clone(), HeaderValue::from_static(value));
+        }
+        let state = RetryState::new(None, &mut head);
+        assert!(head.headers.is_empty(), "retry headers do not go upstream");
+        state
+    }
+
+    fn answered(status: u16) -> ResponseHead {
+        ResponseHead::new(StatusCode::from_u16(status).unwrap())
+    }
+
+    #[test]
+    fn nothing_is_retried_by_default() {
+        assert!(state(&[]).is_none());
+    }
+
+    #[test]
+    fn conditions_match_what_envoy_documents() {
+        let five = state(&[(&X_ENVOY_RETRY_ON, "5xx")]).unwrap();
+        assert!(five.wants(&Failure::Response(&answered(500))) && !five.wants(&Failure::Response(&answered(404))));
+        assert!(five.wants(&Failure::Reset { error: &StreamError::ConnectTimeout, processed: false }));
+        assert!(!five.wants(&Failure::Reset { error: &StreamError::Overflow, processed: false }), "overflow is never retried");
+        let gateway = state(&[(&X_ENVOY_RETRY_ON, "gateway-error")]).unwrap();
+        assert!(gateway.wants(&Failure::Response(&answered(503))) && !gateway.wants(&Failure::Response(&answered(500))));
+        let connect = state(&[(&X_ENVOY_RETRY_ON, "connect-failure")]).unwrap();
+        assert!(connect.wants(&Failure::Reset { error: &StreamError::ConnectFailed(String::new()), processed: false }));
+        let closed = StreamError::ConnectionClosed(String::new());
+        assert!(!connect.wants(&Failure::Reset { error: &closed, processed: true }), "a processed request is not tried again");
+        let before = state(&[(&X_ENVOY_RETRY_ON, "reset-before-request")]).unwrap();
+        assert!(before.wants(&Failure::Reset { error: &closed, processed: false }));
+        assert!(!before.wants(&Failure::Reset { error: &closed, processed: true }));
+        let codes = state(&[(&X_ENVOY_RETRY_ON, "retriable-status-codes"), (&X_ENVOY_RETRIABLE_STATUS_CODES, "418, 503")]).unwrap();
+        assert!(codes.wants(&Failure::Response(&answered(418))) && !codes.wants(&Failure::Response(&answered(500))));
+        let mut grpc = answered(200);
+        grpc.headers.append(GRPC_STATUS.clone(), HeaderValue::from_static("14"));
+        assert!(state(&[(&X_ENVOY_RETRY_GRPC_ON, "unavailable")]).unwrap().wants(&Failure::Response(&grpc)));
+    }
+
+    #[test]
+    fn tries_are_counted() {
+        let mut state = state(&[(&X_ENVOY_RETRY_ON, "5xx"), (&X_ENVOY_MAX_RETRIES, "2")]).unwrap();
+        assert!(state.take() && state.take() && !state.take() && state.is_exhausted());
+    }
+
+    #[test]
+    fn back_off_is_bounded() {
+        let mut state = state(&[(&X_ENVOY_RETRY_ON, "5xx"), (&X_ENVOY_MAX_RETRIES, "100")]).unwrap();
+        for _ in 0..100 {
+            state.take();
+            assert!(state.back_off(None) <= Duration::from_millis(250));
+        }
+    }
+}
