@@ -145,7 +145,11 @@ impl ListenerManager {
                 match old {
                     Some(old) => {
                         self.stats.listener_modified.inc();
+                        let scope = old.slot.active.load().listener.scope.clone();
                         self.retire(old);
+                        if scope.prefix() != listener.scope.prefix() {
+                            scope.remove();
+                        }
                     }
                     None => {
                         self.stats.listener_added.inc();

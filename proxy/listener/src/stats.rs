@@ -36,6 +36,9 @@ impl ListenerStats {
             let scope = scope.scope(&format!("worker_{i}."));
             WorkerStats { cx_total: scope.counter("downstream_cx_total"), cx_active: scope.gauge("downstream_cx_active") }
         };
+        // Nothing here is discovered (ECDS of network filters is refused); the names show as in Envoy.
+        scope.counter("extension_config_missing");
+        scope.counter("network_extension_config_missing");
         Self {
             cx_total: scope.counter("downstream_cx_total"),
             cx_destroy: scope.counter("downstream_cx_destroy"),
@@ -77,6 +80,8 @@ impl ManagerStats {
         let scope = root.scope("listener_manager.");
         // Set by whoever warms listeners; made here so that it shows.
         scope.gauge("total_listeners_warming");
+        // Workers are not pinned to cores.
+        scope.gauge("workers_pinned");
         Self {
             listener_added: scope.counter("listener_added"),
             listener_modified: scope.counter("listener_modified"),

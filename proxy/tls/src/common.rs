@@ -7,6 +7,7 @@ use crate::material::{Identity, Material};
 use crate::params::Params;
 use crate::pins::Validation;
 use crate::secret::{Live, SecretKind, SecretSlot, SecretStore};
+use crate::stats::SslStats;
 use nuncio_core::diag::{At, Report};
 use nuncio_proto::envoy::config::core::v3::data_source::Specifier;
 use nuncio_proto::envoy::extensions::transport_sockets::tls::v3::{
@@ -45,7 +46,13 @@ pub(crate) struct Resolved {
 
 impl Common {
     /// Compiles; None means refused.
-    pub(crate) fn compile(proto: Option<&CommonTlsContext>, secrets: &Arc<SecretStore>, at: &At<'_>, report: &mut Report) -> Option<Self> {
+    pub(crate) fn compile(
+        proto: Option<&CommonTlsContext>,
+        server: bool,
+        secrets: &Arc<SecretStore>,
+        at: &At<'_>,
+        report: &mut Report,
+    ) -> Option<Self> {
         let empty = CommonTlsContext::default();
         let proto = proto.unwrap_or(&empty);
         let before = report.errors();
@@ -61,7 +68,7 @@ impl Common {
                 report.unsupported(&at.field(name), name);
             }
         }
-        let params = Params::compile(proto.tls_params.as_ref(), &at.field("tls_params"), report);
+        let params = Params::compile(proto.tls_params.as_ref(), server, &at.field("tls_params"), report);
         let mut certs = Vec::new();
         let field = at.field("tls_certificates");
         for (i, cert) in proto.tls_certificates.iter().enumerate() {
@@ -99,6 +106,19 @@ impl Common {
     /// What is in the slots now; the generation of everything that is built from this context.
     pub(crate) fn generation(&self) -> Vec<Option<Arc<Live>>> {
         self.slots().map(|s| s.get()).collect()
+    }
+    /// Shows when each certificate in use expires.
+    pub(crate) fn show_expiration(&self, stats: &SslStats) {
+        for source in &self.certs {
+            match source {
+                CertSource::Static(identity) => stats.expiration("", &identity.info),
+                CertSource::Slot(slot) => {
+                    if let Some(Material::Certificate(identity)) = slot.get().as_deref().map(|l| &l.material) {
+                        stats.expiration(&slot.name, &identity.info);
+                    }
+                }
+            }
+        }
     }
     /// Reads the sources. Err names the secret that is missing. Of several certificates those that have arrived are used.
     pub(crate) fn resolve(&self) -> Result<Resolved, String> {

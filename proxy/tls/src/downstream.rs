@@ -75,7 +75,7 @@ impl DownstreamTls {
         report: &mut Report,
     ) -> Option<Arc<Self>> {
         let before = report.errors();
-        let common = Common::compile(context.common_tls_context.as_ref(), secrets, &at.field("common_tls_context"), report);
+        let common = Common::compile(context.common_tls_context.as_ref(), true, secrets, &at.field("common_tls_context"), report);
         if common.as_ref().is_some_and(|c| c.certs.is_empty()) {
             report.error(
                 &at.field("common_tls_context"),
@@ -181,6 +181,7 @@ impl DownstreamTls {
             return Ok(built.clone());
         }
         let built = Arc::new(self.build(generation)?);
+        self.common.show_expiration(&self.stats);
         if old.is_some() {
             self.stats.updated_by_sds.inc();
         }

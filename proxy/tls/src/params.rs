@@ -44,8 +44,8 @@ pub(crate) struct Params {
 }
 
 impl Params {
-    /// Compiles; None means refused.
-    pub(crate) fn compile(proto: Option<&TlsParameters>, at: &At<'_>, report: &mut Report) -> Option<Self> {
+    /// Compiles the parameters of a server or a client; None means refused.
+    pub(crate) fn compile(proto: Option<&TlsParameters>, server: bool, at: &At<'_>, report: &mut Report) -> Option<Self> {
         let empty = TlsParameters::default();
         let proto = proto.unwrap_or(&empty);
         let before = report.errors();
@@ -62,7 +62,7 @@ impl Params {
                 ),
             }
         }
-        let versions = versions(proto, at, report);
+        let versions = versions(proto, server, at, report);
         let mut suites = suites(&proto.cipher_suites, &at.field("cipher_suites"), report);
         let mut groups = groups(&proto.ecdh_curves, &at.field("ecdh_curves"), report);
         if fips {
@@ -77,7 +77,9 @@ impl Params {
         // TLS 1.3 suites first and always (`cipher_suites` is about TLS 1.2), then the configured order.
         let all = std::mem::take(&mut provider.cipher_suites);
         let name = |suite: &rustls::SupportedCipherSuite| CIPHERS.iter().find(|(s, _)| *s == suite.suite()).map_or("", |(_, n)| *n);
-        provider.cipher_suites = all.iter().filter(|s| s.tls13().is_some() && (!fips || name(s).contains("GCM"))).copied().collect();
+        // AES-128 first: our order counts, and it costs the least.
+        let tls13 = CIPHERS.iter().filter_map(|(suite, _)| all.iter().find(|s| s.suite() == *suite && s.tls13().is_some()));
+        provider.cipher_suites = tls13.filter(|s| !fips || name(s).contains("GCM")).copied().collect();
         for wanted in suites {
             provider.cipher_suites.extend(all.iter().filter(|s| s.tls13().is_none() && name(s) == wanted).copied());
         }
@@ -86,9 +88,14 @@ impl Params {
     }
 }
 
-fn versions(proto: &TlsParameters, at: &At<'_>, report: &mut Report) -> Option<Vec<&'static SupportedProtocolVersion>> {
+fn versions(proto: &TlsParameters, server: bool, at: &At<'_>, report: &mut Report) -> Option<Vec<&'static SupportedProtocolVersion>> {
     let minimum = TlsProtocol::try_from(proto.tls_minimum_protocol_version).unwrap_or_default();
-    let maximum = TlsProtocol::try_from(proto.tls_maximum_protocol_version).unwrap_or_default();
+    let maximum = match TlsProtocol::try_from(proto.tls_maximum_protocol_version).unwrap_or_default() {
+        // common.proto: "By default, it's TLSv1_2 for clients and TLSv1_3 for servers."
+        TlsProtocol::TlsAuto if server || minimum == TlsProtocol::TlSv13 => TlsProtocol::TlSv13,
+        TlsProtocol::TlsAuto => TlsProtocol::TlSv12,
+        set => set,
+    };
     if matches!(minimum, TlsProtocol::TlSv10 | TlsProtocol::TlSv11) {
         let found = format!("{} is older than what Nuncio speaks", minimum.as_str_name());
         report.warning(&at.field("tls_minimum_protocol_version"), found, "TLS 1.2 is the oldest version that is offered");
@@ -184,7 +191,7 @@ mod tests {
 
     fn compile(proto: &TlsParameters) -> (Option<Params>, Report) {
         let mut report = Report::new();
-        (Params::compile(Some(proto), &At::Root, &mut report), report)
+        (Params::compile(Some(proto), true, &At::Root, &mut report), report)
     }
     fn tls12(params: &Params) -> Vec<String> {
         params.provider.cipher_suites.iter().filter(|s| s.tls13().is_none()).map(|s| format!("{:?}", s.suite())).collect()
@@ -224,6 +231,16 @@ mod tests {
             assert!(params.is_none());
             assert!(report.summary().contains(name), "{}", report.summary());
         }
+    }
+
+    #[test]
+    fn clients_speak_tls12_unless_told_otherwise() {
+        let versions =
+            |proto: &TlsParameters, server| Params::compile(Some(proto), server, &At::Root, &mut Report::new()).unwrap().versions;
+        assert_eq!(versions(&TlsParameters::default(), true), [&TLS13, &TLS12]);
+        assert_eq!(versions(&TlsParameters::default(), false), [&TLS12]);
+        let thirteen = |n: TlsProtocol| TlsParameters { tls_minimum_protocol_version: n as i32, ..Default::default() };
+        assert_eq!(versions(&thirteen(TlsProtocol::TlSv13), false), [&TLS13]);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! `ssl.*` stats of a listener or a cluster. Names that depend on what was negotiated are made on first use.
 
+use nuncio_core::info::CertInfo;
 use nuncio_core::stats::{Counter, Scope};
 use std::sync::OnceLock;
+use std::time::SystemTime;
 
 /// (rustls name, OpenSSL name) of every suite that can be negotiated.
 pub(crate) const CIPHERS: &[(rustls::CipherSuite, &str)] = &[
@@ -43,7 +45,6 @@ pub(crate) struct SslStats {
     pub ocsp_staple_failed: Counter,
     pub ocsp_staple_omitted: Counter,
     pub ocsp_staple_responses: Counter,
-    pub was_key_usage_invalid: Counter,
     /// `*_ssl_socket_factory.ssl_context_update_by_sds`.
     pub updated_by_sds: Counter,
     /// `*_ssl_socket_factory.{down,up}stream_context_secrets_not_ready`.
@@ -62,6 +63,8 @@ impl SslStats {
         let (ours, other) = ("downstream_context_secrets_not_ready", "upstream_context_secrets_not_ready");
         let (ours, other) = if server { (ours, other) } else { (other, ours) };
         factory.counter(other);
+        // Which clients asked for a staple is not seen; the name shows as in Envoy.
+        scope.counter("ocsp_staple_requests");
         Self {
             connection_error: scope.counter("connection_error"),
             handshake: scope.counter("handshake"),
@@ -74,7 +77,6 @@ impl SslStats {
             ocsp_staple_failed: scope.counter("ocsp_staple_failed"),
             ocsp_staple_omitted: scope.counter("ocsp_staple_omitted"),
             ocsp_staple_responses: scope.counter("ocsp_staple_responses"),
-            was_key_usage_invalid: scope.counter("was_key_usage_invalid"),
             updated_by_sds: factory.counter("ssl_context_update_by_sds"),
             not_ready: factory.counter(ours),
             ciphers: Default::default(),
@@ -82,6 +84,19 @@ impl SslStats {
             versions: Default::default(),
             scope,
         }
+    }
+    /// Envoy makes it only where it is enforced.
+    pub(crate) fn was_key_usage_invalid(&self) {
+        self.scope.counter("was_key_usage_invalid").inc();
+    }
+    /// When our own certificates expire, for alarms.
+    pub(crate) fn expiration(&self, secret: &str, info: &CertInfo) {
+        let name = match secret {
+            "" => format!("unnamed_cert_{}", info.sha256.get(..8).unwrap_or_default()),
+            name => name.to_string(),
+        };
+        let end = info.not_after.and_then(|t| t.duration_since(SystemTime::UNIX_EPOCH).ok()).unwrap_or_default();
+        self.scope.gauge(&format!("certificate.{name}.expiration_unix_time_seconds")).set(i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
     }
     /// Counts what was negotiated and gives Envoy's names of version and cipher.
     pub(crate) fn negotiated(&self, common: &rustls::CommonState) -> (&'static str, &'static str) {

@@ -72,7 +72,7 @@ impl UpstreamTls {
         report: &mut Report,
     ) -> Option<Arc<Self>> {
         let before = report.errors();
-        let common = Common::compile(context.common_tls_context.as_ref(), secrets, &at.field("common_tls_context"), report);
+        let common = Common::compile(context.common_tls_context.as_ref(), false, secrets, &at.field("common_tls_context"), report);
         if common.as_ref().is_some_and(|c| c.certs.len() > 1) {
             report.error(&at.field("common_tls_context"), "several TLS certificates", "give a client at most one");
         }
@@ -164,6 +164,7 @@ impl UpstreamTls {
             return Ok(built.clone());
         }
         let built = Arc::new(self.build(generation)?);
+        self.common.show_expiration(&self.stats);
         if old.is_some() {
             self.stats.updated_by_sds.inc();
         }

@@ -158,7 +158,7 @@ impl PeerCheck {
             }
         }
         if self.rsa_key_usage && !signs(&parsed) {
-            self.stats.was_key_usage_invalid.inc();
+            self.stats.was_key_usage_invalid();
             return Err(refuse("KEY_USAGE_BIT_INCORRECT: the RSA certificate's keyUsage does not allow digitalSignature"));
         }
         Ok(())

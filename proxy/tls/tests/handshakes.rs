@@ -63,7 +63,7 @@ fn with_validation(mut common: CommonTlsContext, context: CertificateValidationC
     common
 }
 fn common(certs: &[&(String, String)]) -> CommonTlsContext {
-    CommonTlsContext { tls_certificates: certs.iter().map(|c| certificate(c)).collect(), ..Default::default() }
+    CommonTlsContext { tls_certificates: certs.iter().map(|c| certificate(c)).collect(), tls_params: thirteen(), ..Default::default() }
 }
 fn exact(text: &str) -> StringMatcher {
     StringMatcher { match_pattern: Some(MatchPattern::Exact(text.to_string())), ..Default::default() }
@@ -81,6 +81,10 @@ fn client(secrets: &Arc<SecretStore>, context: UpstreamTlsContext) -> Arc<Upstre
 }
 fn plain_server(certs: &[&(String, String)]) -> DownstreamTlsContext {
     DownstreamTlsContext { common_tls_context: Some(common(certs)), ..Default::default() }
+}
+/// Clients speak TLS 1.2 unless they are told; most tests are about 1.3.
+fn thirteen() -> Option<TlsParameters> {
+    Some(TlsParameters { tls_maximum_protocol_version: TlsProtocol::TlSv13 as i32, ..Default::default() })
 }
 fn trusting(ca: &Ca) -> UpstreamTlsContext {
     UpstreamTlsContext {

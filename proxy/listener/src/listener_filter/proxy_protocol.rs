@@ -58,6 +58,8 @@ pub(super) struct ProxyProtocol {
     stats: [VersionStats; 2],
     not_found_allowed: Counter,
     not_found_disallowed: Counter,
+    /// Envoy's older name for errors of any version.
+    error: Counter,
 }
 
 /// What a header says.
@@ -114,7 +116,7 @@ impl ProxyProtocol {
             report.error(&at.field("disallowed_versions"), "no version is left", "allow V1, V2 or requests without");
         }
         let suffix = if proto.stat_prefix.is_empty() { String::new() } else { format!("{}.", proto.stat_prefix) };
-        let scope = server.stats.root().scope(&format!("downstream_proxy_proto.{suffix}"));
+        let scope = server.stats.root().scope(&format!("proxy_proto.{suffix}"));
         (report.errors() == before).then(|| Self {
             rules,
             optional: proto.allow_requests_without_proxy_protocol,
@@ -122,6 +124,7 @@ impl ProxyProtocol {
             stats: [VersionStats::new(&scope, "v1"), VersionStats::new(&scope, "v2")],
             not_found_allowed: scope.counter("not_found_allowed"),
             not_found_disallowed: scope.counter("not_found_disallowed"),
+            error: server.stats.root().counter("downstream_cx_proxy_proto_error"),
         })
     }
 
@@ -142,7 +145,7 @@ impl ProxyProtocol {
                     return Verdict::Close("proxy_protocol_not_found");
                 }
                 Parsed::Bad(version) => {
-                    self.version(version, |s| s.error.inc());
+                    self.failed(version);
                     return Verdict::Close("proxy_protocol_error");
                 }
                 Parsed::Header(header) => break header,
@@ -160,7 +163,7 @@ impl ProxyProtocol {
         }
         peeked.reset();
         if !self.tlvs(taken.get(header.tlvs..).unwrap_or_default(), accepted) {
-            self.version(header.version, |s| s.error.inc());
+            self.failed(header.version);
             return Verdict::Close("proxy_protocol_error");
         }
         self.version(header.version, |s| s.found.inc());
@@ -174,6 +177,10 @@ impl ProxyProtocol {
         Verdict::Continue
     }
 
+    fn failed(&self, version: usize) {
+        self.error.inc();
+        self.version(version, |s| s.error.inc());
+    }
     fn version(&self, version: usize, count: impl Fn(&VersionStats)) {
         if let Some(stats) = self.stats.get(version) {
             count(stats);
