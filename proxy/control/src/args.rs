@@ -206,7 +206,7 @@ pub fn revision() -> &'static str {
     option_env!("NUNCIO_REVISION").unwrap_or("0000000000000000000000000000000000000000")
 }
 /// `revision.status`.
-pub const REVISION_STATUS: &str = "Nuncio";
+pub const REVISION_STATUS: &str = concat!("Nuncio-", env!("CARGO_PKG_VERSION"));
 /// `ssl.version`.
 pub const SSL_VERSION: &str = "AWS-LC";
 

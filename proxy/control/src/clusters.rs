@@ -1,6 +1,6 @@
 //! CDS and EDS. Clusters are compiled by the cluster manager, which also lets them warm; here are batches, raw bytes, subscriptions.
 
-use crate::control::Control;
+use crate::control::{Control, reason};
 use crate::needs::Need;
 use crate::source;
 use crate::subscriptions::Kind;
@@ -37,7 +37,7 @@ impl Control {
             }
             match self.apply_cluster(&resource.value, true) {
                 Ok(applied) => self.raw(Kind::Cluster).borrow_mut().accept(resource, applied == Applied::Warming),
-                Err(reason) => refused.push(Refused { name: resource.name.clone(), reason }),
+                Err(report) => refused.push(Refused { name: resource.name.clone(), reason: reason(&report) }),
             }
         }
         for (i, name) in update.removed.iter().enumerate() {
@@ -54,21 +54,19 @@ impl Control {
     }
 
     /// Decodes, checks and applies one cluster.
-    pub(crate) fn apply_cluster(&self, value: &[u8], added_via_api: bool) -> Result<Applied, String> {
-        let proto = Cluster::decode(value).map_err(|e| format!("is no valid Cluster: {e}"))?;
+    pub(crate) fn apply_cluster(&self, value: &[u8], added_via_api: bool) -> Result<Applied, Report> {
+        let proto = Cluster::decode(value).map_err(|e| Self::undecodable("Cluster", e))?;
         let mut report = Report::new();
         if let Some(config) = proto.eds_cluster_config.as_ref().and_then(|e| e.eds_config.as_ref()) {
             let root = At::Root;
             let at = root.field("eds_cluster_config");
             source::check(config, &at.field("eds_config"), &mut report);
         }
-        if let Some(reason) = Self::findings(Kind::Cluster, &proto.name, &report) {
-            return Err(reason);
-        }
+        Self::findings(Kind::Cluster, &proto.name, report)?;
         let mut report = Report::new();
         let applied = self.clusters.apply(&proto, added_via_api, &mut report);
-        let reason = Self::findings(Kind::Cluster, &proto.name, &report);
-        applied.ok_or_else(|| reason.unwrap_or_else(|| "cannot be used".to_string()))
+        Self::findings(Kind::Cluster, &proto.name, report)?;
+        applied.ok_or_else(Report::new)
     }
 
     pub(crate) async fn update_endpoints(self: &Rc<Self>, update: &Update) -> Vec<Refused> {
@@ -88,7 +86,7 @@ impl Control {
                 Ok(assignment) if *assignment.cluster_name != *resource.name => {
                     Err(format!("cluster_name '{}' is not the name of the resource", assignment.cluster_name))
                 }
-                Ok(assignment) => self.clusters.update_endpoints(&resource.name, Some(&assignment)).map_err(|report| report.summary()),
+                Ok(assignment) => self.clusters.update_endpoints(&resource.name, Some(&assignment)).map_err(|report| reason(&report)),
             };
             match result {
                 Ok(()) => {

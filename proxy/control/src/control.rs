@@ -9,7 +9,7 @@ use crate::raw::TypeStore;
 use crate::stats::ServerStats;
 use crate::subscriptions::{ALL, Kind, Subscriptions};
 use bytes::Bytes;
-use nuncio_core::diag::{Report, Severity};
+use nuncio_core::diag::{At, Report, Severity};
 use nuncio_core::registry::{Registry, Server};
 use nuncio_core::views::{ClusterSlots, ClusterView};
 use nuncio_hcm::EcdsSlots;
@@ -250,11 +250,25 @@ impl Control {
         }
     }
 
-    /// Findings of one resource: warnings are logged, errors become the reason of a refusal.
-    pub(crate) fn findings(kind: Kind, name: &str, report: &Report) -> Option<String> {
+    /// Logs the warnings of one resource; the report is given back if there are errors.
+    pub(crate) fn findings(kind: Kind, name: &str, report: Report) -> Result<(), Report> {
         for finding in report.items.iter().filter(|d| d.severity == Severity::Warning) {
             log::warn!(target: "config", "{} '{name}': {finding}", kind.label());
         }
-        report.has_errors().then(|| report.summary())
+        if report.has_errors() { Err(report) } else { Ok(()) }
     }
+
+    /// A report with one error about the whole resource.
+    pub(crate) fn undecodable(what: &str, error: impl std::fmt::Display) -> Report {
+        let mut report = Report::new();
+        report.error(&At::Root, format!("is no valid {what}: {error}"), "send the message that its type URL names");
+        report
+    }
+}
+
+/// The errors of a report in one line, as the reason of a refusal. Never empty.
+pub(crate) fn reason(report: &Report) -> String {
+    let text = report.summary();
+    let text = text.trim_start_matches(": ").to_string();
+    if text.is_empty() { "cannot be used".to_string() } else { text }
 }

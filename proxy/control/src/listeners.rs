@@ -2,7 +2,7 @@
 //! timeouts fired; until then the one before serves. Missing secrets delay it by [`SECRET_PATIENCE`] at most.
 
 use crate::clusters::BATCH;
-use crate::control::Control;
+use crate::control::{Control, reason};
 use crate::needs::{self, Needs};
 use crate::subscriptions::Kind;
 use nuncio_core::diag::{At, Report};
@@ -113,7 +113,7 @@ impl Control {
                         refused.push(Refused { name: resource.name.clone(), reason });
                     }
                 }
-                Err(reason) => refused.push(Refused { name: resource.name.clone(), reason }),
+                Err(report) => refused.push(Refused { name: resource.name.clone(), reason: reason(&report) }),
             }
         }
         refused
@@ -121,25 +121,22 @@ impl Control {
 
     /// Adds a listener of the bootstrap.
     pub(crate) fn add_static_listener(self: &Rc<Self>, proto: &Listener) -> Result<(), String> {
-        let warming = self.compile_listener(proto)?;
+        let warming = self.compile_listener(proto).map_err(|report| reason(&report))?;
         let name: Arc<str> = proto.name.as_str().into();
         self.raw(Kind::Listener).borrow_mut().put_static(&name, proto.encode_to_vec().into());
         self.listeners.borrow_mut().all.entry(name.clone()).or_default().warming = Some(warming);
         self.recheck_listener(&name)
     }
 
-    fn compile_listener(&self, proto: &Listener) -> Result<Warming, String> {
+    fn compile_listener(&self, proto: &Listener) -> Result<Warming, Report> {
         let mut report = Report::new();
         let needs = needs::of(proto, &mut report);
         let compiled = self.listener_manager.borrow().compile(proto, &mut report);
-        let reason = Self::findings(Kind::Listener, &proto.name, &report);
-        match (compiled, reason) {
-            (Some(compiled), None) => Ok(Warming { compiled, needs, secrets_until: Instant::now() + SECRET_PATIENCE }),
-            (_, reason) => {
-                self.server.stats.root().counter("listener_manager.listener_create_failure").inc();
-                Err(reason.unwrap_or_else(|| "cannot be used".to_string()))
-            }
+        let outcome = Self::findings(Kind::Listener, &proto.name, report).and_then(|()| compiled.ok_or_else(Report::new));
+        if outcome.is_err() {
+            self.server.stats.root().counter("listener_manager.listener_create_failure").inc();
         }
+        outcome.map(|compiled| Warming { compiled, needs, secrets_until: Instant::now() + SECRET_PATIENCE })
     }
 
     fn remove_listener(&self, name: &Arc<str>) {
@@ -193,8 +190,8 @@ impl Control {
                     listeners.all.remove(name);
                 }
                 drop(listeners);
-                self.raw(Kind::Listener).borrow_mut().fail_warming(name, report.summary());
-                Err(report.summary())
+                self.raw(Kind::Listener).borrow_mut().fail_warming(name, reason(&report));
+                Err(reason(&report))
             }
         }
     }
@@ -246,7 +243,7 @@ impl Control {
                     slot.set(Some(table));
                     self.raw(Kind::Route).borrow_mut().accept(resource, false);
                 }
-                Err(reason) => refused.push(Refused { name: resource.name.clone(), reason }),
+                Err(report) => refused.push(Refused { name: resource.name.clone(), reason: reason(&report) }),
             }
         }
         // Envoy keeps the last table of a removed RDS resource, and so does this.
@@ -254,8 +251,8 @@ impl Control {
     }
 
     /// Compiles one route configuration from RDS; the error is the reason of the refusal.
-    pub(crate) fn compile_routes(&self, resource: &nuncio_xds::Resource) -> Result<Arc<RouteTable>, String> {
-        let proto = RouteConfiguration::decode(resource.value.as_ref()).map_err(|e| format!("is no valid RouteConfiguration: {e}"))?;
+    pub(crate) fn compile_routes(&self, resource: &nuncio_xds::Resource) -> Result<Arc<RouteTable>, Report> {
+        let proto = RouteConfiguration::decode(resource.value.as_ref()).map_err(|e| Self::undecodable("RouteConfiguration", e))?;
         let mut report = Report::new();
         let scope = self.server.stats.root();
         let mut cx = RouteCx {
@@ -268,10 +265,8 @@ impl Control {
             report: &mut report,
         };
         let table = RouteTable::compile(&proto, &At::Root, &mut cx);
-        match (table, Self::findings(Kind::Route, &resource.name, &report)) {
-            (Some(table), None) => Ok(table),
-            (_, reason) => Err(reason.unwrap_or_else(|| "cannot be used".to_string())),
-        }
+        Self::findings(Kind::Route, &resource.name, report)?;
+        table.ok_or_else(Report::new)
     }
 
     pub(crate) fn update_extensions(self: &Rc<Self>, update: &Update) -> Vec<Refused> {
@@ -285,9 +280,9 @@ impl Control {
                 }
                 Err(e) => report.error(&root, format!("is no valid TypedExtensionConfig: {e}"), "send a valid one"),
             }
-            match Self::findings(Kind::Extension, &resource.name, &report) {
-                None => self.raw(Kind::Extension).borrow_mut().accept(resource, false),
-                Some(reason) => refused.push(Refused { name: resource.name.clone(), reason }),
+            match Self::findings(Kind::Extension, &resource.name, report) {
+                Ok(()) => self.raw(Kind::Extension).borrow_mut().accept(resource, false),
+                Err(report) => refused.push(Refused { name: resource.name.clone(), reason: reason(&report) }),
             }
         }
         refused

@@ -111,3 +111,41 @@ fn of_hcm(hcm: &HttpConnectionManager, at: &At<'_>, needs: &mut Needs, report: &
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nuncio_proto::json::{UnknownFields, parse_text};
+
+    fn read(hcm: &str) -> (Needs, Report) {
+        let yaml = format!(
+            r#"{{traffic_direction: OUTBOUND, filter_chains: [{{filters: [{{name: x, typed_config:
+            {{"@type": type.googleapis.com/{HCM}, stat_prefix: web, {hcm}}}}}]}}]}}"#
+        );
+        let listener = parse_text::<Listener>(&yaml, UnknownFields::Refuse).unwrap().value;
+        let mut report = Report::new();
+        (of(&listener, &mut report), report)
+    }
+
+    #[test]
+    fn routes_and_filters_by_discovery() {
+        let (needs, report) = read(
+            "rds: {route_config_name: r, config_source: {ads: {}}}, http_filters: [{name: w, config_discovery: \
+             {config_source: {ads: {}}, apply_default_config_without_warming: true, type_urls: [a]}}]",
+        );
+        assert!(!report.has_errors());
+        assert_eq!((needs.routes[0].name.as_ref(), needs.routes[0].stat_prefix.as_ref()), ("r", "web"));
+        assert_eq!((needs.extensions[0].name.as_ref(), needs.extensions[0].waits), ("w", false));
+        assert_eq!(needs.direction, TrafficDirection::Outbound);
+    }
+
+    #[test]
+    fn inline_routes_are_kept_and_bad_sources_refused_with_their_place() {
+        let (needs, _) = read("route_config: {name: here}");
+        assert_eq!(nuncio_xds::resource_name(&needs.inline_routes[0]).as_deref(), Ok("here"));
+        let (_, report) =
+            read("rds: {route_config_name: r, config_source: {api_config_source: {api_type: REST, transport_api_version: V3}}}");
+        assert!(report.summary().contains("filter_chains[0].filters[0].typed_config.rds.config_source.api_config_source.api_type"));
+        assert!(read("rds: {route_config_name: r}").1.has_errors());
+    }
+}

@@ -310,7 +310,7 @@ async fn serve(control: &Rc<Control>, admin: Option<(AdminOptions, Address, u32)
         let value = cluster.encode_to_vec();
         match control.apply_cluster(&value, false) {
             Ok(_) => control.raw(Kind::Cluster).borrow_mut().put_static(&cluster.name, value.into()),
-            Err(reason) => problems.push(format!("cluster '{}': {reason}", cluster.name)),
+            Err(report) => problems.extend(lines(&format!("cluster '{}'", cluster.name), &report)),
         }
     }
     if !problems.is_empty() {

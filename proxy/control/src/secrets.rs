@@ -79,7 +79,7 @@ impl Control {
             let mut reason = None;
             for source in self.subscriptions.sources(Kind::Secret, &resource.name, key) {
                 if let Err(report) = self.shared.secrets.apply(&secret, Some(&source)) {
-                    reason = Some(report.summary());
+                    reason = Some(crate::control::reason(&report));
                 }
             }
             match reason {

@@ -37,16 +37,16 @@ impl Control {
                 if !names.insert(cluster.name.as_str()) {
                     problems.push(format!("cluster '{}': duplicate name; give each cluster a name of its own", cluster.name));
                 }
-                if let Err(reason) = self.apply_cluster(&cluster.encode_to_vec(), false) {
-                    problems.push(format!("cluster '{}': {reason}", cluster.name));
+                if let Err(report) = self.apply_cluster(&cluster.encode_to_vec(), false) {
+                    problems.extend(lines(&format!("cluster '{}'", cluster.name), &report));
                 }
             }
             listeners.extend(resources.listeners.iter().cloned());
         }
         if let Some(source) = &dynamic.cds_config {
             for resource in self.file_resources("dynamic_resources.cds_config", source, types::CLUSTER, &mut problems) {
-                if let Err(reason) = self.apply_cluster(&resource.value, true) {
-                    problems.push(format!("cluster '{}': {reason}", resource.name));
+                if let Err(report) = self.apply_cluster(&resource.value, true) {
+                    problems.extend(lines(&format!("cluster '{}'", resource.name), &report));
                 }
             }
         }
@@ -66,8 +66,8 @@ impl Control {
             problems.extend(lines(&name, &report));
             for need in &needs.routes {
                 for resource in self.file_resources(&name, &need.source, types::ROUTE, &mut problems) {
-                    if let Err(reason) = self.compile_routes(&resource) {
-                        problems.push(format!("route configuration '{}': {reason}", resource.name));
+                    if let Err(report) = self.compile_routes(&resource) {
+                        problems.extend(lines(&format!("route configuration '{}'", resource.name), &report));
                     }
                 }
             }
