@@ -7,29 +7,40 @@ use http::HeaderName;
 use nuncio_core::diag::At;
 use nuncio_core::filter::{FilterAction, FilterCx, HttpFilter, Needs};
 use nuncio_core::filter_state::StateObject;
-use nuncio_core::registry::{FactoryCx, HttpFilterFactory, Server};
-use nuncio_core::stats::{Counter, Histogram};
-use nuncio_core::{Body, Headers};
+use nuncio_core::registry::{FactoryCx, HttpFilterFactory};
 use nuncio_proto::envoy::extensions::filters::http::grpc_stats::v3::FilterConfig;
 use nuncio_proto::envoy::extensions::filters::http::grpc_stats::v3::filter_config::PerMethodStatSpecifier;
 use std::any::Any;
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 mod frames;
+mod handles;
+
+use frames::Seen;
+use handles::Handles;
+pub(crate) use handles::{Cache, Methods};
 
 /// Filter state of [`GrpcStatsObject`].
 pub const GRPC_STATS: &str = "envoy.filters.http.grpc_stats";
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-/// Methods that get counters of their own when all methods do: callers choose the names.
-const MAX_METHODS: usize = 1_000;
+/// No status has passed yet.
+const NO_STATUS: i32 = -2;
 
 /// Messages seen so far in both directions of one stream.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct GrpcStatsObject {
     requests: AtomicU64,
     responses: AtomicU64,
+    status: AtomicI32,
+}
+
+impl Default for GrpcStatsObject {
+    fn default() -> Self {
+        Self { requests: AtomicU64::new(0), responses: AtomicU64::new(0), status: AtomicI32::new(NO_STATUS) }
+    }
 }
 
 impl GrpcStatsObject {
@@ -40,6 +51,10 @@ impl GrpcStatsObject {
     /// Response messages begun.
     pub fn responses(&self) -> u64 {
         self.responses.load(Ordering::Relaxed)
+    }
+    /// `grpc-status` of headers or trailers, once it passed; -1 if gRPC has no such status.
+    pub fn status(&self) -> Option<i32> {
+        Some(self.status.load(Ordering::Relaxed)).filter(|s| *s != NO_STATUS)
     }
     /// The object behind filter state, if it is one of these.
     pub fn of(object: &Arc<dyn StateObject>) -> Option<Arc<Self>> {
@@ -94,92 +109,89 @@ impl HttpFilterFactory for Factory {
         Some(Arc::new(Filter {
             emit: config.emit_filter_state,
             upstream_stats: config.enable_upstream_stats,
-            replace_dots: config.replace_dots_in_grpc_service_name,
-            methods,
-            server: cx.server.clone(),
-            handles: Mutex::default(),
+            handles: Cache::new("grpc", methods, config.replace_dots_in_grpc_service_name, config.enable_upstream_stats, cx.server),
         }))
     }
-}
-
-#[derive(Debug)]
-enum Methods {
-    None,
-    All,
-    /// By `/service/method`.
-    Some(std::collections::HashSet<String>),
 }
 
 #[derive(Debug)]
 struct Filter {
     emit: bool,
     upstream_stats: bool,
-    replace_dots: bool,
-    methods: Methods,
-    server: Arc<Server>,
-    /// By cluster, then by path (empty for all methods together). Locked once per gRPC stream, for a lookup.
-    handles: Mutex<HashMap<Arc<str>, HashMap<Box<str>, Arc<Handles>>>>,
-}
-
-/// Stats below `cluster.<name>.grpc.[<service>.<method>.]`.
-#[derive(Debug)]
-struct Handles {
-    status: [Counter; 17],
-    success: Counter,
-    failure: Counter,
-    total: Counter,
-    requests: Counter,
-    responses: Counter,
-    upstream_time: Histogram,
+    handles: Cache,
 }
 
 /// What is remembered of one gRPC stream.
 struct State {
     handles: Option<Arc<Handles>>,
     object: Option<Arc<GrpcStatsObject>>,
-    charged: bool,
+    charged: Rc<Cell<bool>>,
 }
 
 impl HttpFilter for Filter {
     fn needs(&self) -> Needs {
-        Needs::REQUEST_HEADERS.and(Needs::RESPONSE_HEADERS).and(Needs::RESPONSE_TRAILERS).and(Needs::COMPLETE)
+        let needs = Needs::REQUEST_HEADERS.and(Needs::RESPONSE_HEADERS);
+        if self.upstream_stats { needs.and(Needs::COMPLETE) } else { needs }
     }
     fn on_request<'a>(&'a self, mut cx: FilterCx<'a>) -> FilterAction<'a> {
         let ex = &mut *cx.ex;
         if !ex.request.is_grpc() {
             return FilterAction::Continue;
         }
-        let handles = ex.cluster.as_ref().and_then(|c| self.handles(c.name(), ex.request.path_only()));
+        let handles = ex.cluster.as_ref().and_then(|c| self.handles.get(c.name(), ex.request.path_only()));
         let object = self.emit.then(Arc::<GrpcStatsObject>::default);
         if let Some(object) = &object {
             ex.info.filter_state.set(GRPC_STATS, object.clone());
         }
-        watch(&mut ex.request_body, object.clone(), handles.as_ref().map(|h| h.requests.clone()), |o| &o.requests);
-        cx.set_state(State { handles, object, charged: false });
+        if !ex.request_body.is_end() && (object.is_some() || handles.is_some()) {
+            let inner = std::mem::take(&mut ex.request_body);
+            let (object, handles) = (object.clone(), handles.clone());
+            ex.request_body = frames::watch(inner, move |seen| {
+                if let Seen::Messages(n) = seen {
+                    if let Some(object) = &object {
+                        object.requests.fetch_add(n, Ordering::Relaxed);
+                    }
+                    if let Some(handles) = &handles {
+                        handles.requests.add(n);
+                    }
+                }
+            });
+        }
+        cx.set_state(State { handles, object, charged: Rc::default() });
         FilterAction::Continue
     }
     fn on_response(&self, mut cx: FilterCx<'_>) {
         let Some(state) = cx.state::<State>() else { return };
-        let (object, responses) = (state.object.clone(), state.handles.as_ref().map(|h| h.responses.clone()));
+        let (object, handles, charged) = (state.object.clone(), state.handles.clone(), state.charged.clone());
         let ex = &mut *cx.ex;
         let Some(response) = &ex.response else { return };
-        if nuncio_core::message::is_grpc_content_type(&response.headers) && response.status.as_u16() == 200 {
-            watch(&mut ex.response_body, object, responses, |o| &o.responses);
+        if let Some(status) = response.headers.get(&GRPC_STATUS) {
+            charge(status.as_bytes(), object.as_deref(), handles.as_deref(), &charged);
         }
-        let status = response.headers.get(&GRPC_STATUS).cloned();
-        if let (Some(state), Some(status)) = (cx.state::<State>(), status) {
-            state.charge(status.as_bytes());
-        }
-    }
-    fn on_response_trailers(&self, mut cx: FilterCx<'_>, trailers: &mut Headers) {
-        if let (Some(state), Some(status)) = (cx.state::<State>(), trailers.get(&GRPC_STATUS)) {
-            state.charge(status.as_bytes());
-        }
-    }
-    fn on_complete(&self, mut cx: FilterCx<'_>) {
-        if !self.upstream_stats {
+        let grpc = nuncio_core::message::is_grpc_content_type(&response.headers) && response.status.as_u16() == 200;
+        if ex.response_body.is_end() || (object.is_none() && handles.is_none()) {
             return;
         }
+        // Trailers are taken here and not in their callback: behind this filter gRPC-Web may turn them into data.
+        let inner = std::mem::take(&mut ex.response_body);
+        ex.response_body = frames::watch(inner, move |seen| match seen {
+            Seen::Messages(n) if grpc => {
+                if let Some(object) = &object {
+                    object.responses.fetch_add(n, Ordering::Relaxed);
+                }
+                if let Some(handles) = &handles {
+                    handles.responses.add(n);
+                }
+            }
+            Seen::Messages(_) => {}
+            Seen::Trailers(trailers) => {
+                if let Some(status) = trailers.get(&GRPC_STATUS) {
+                    charge(status.as_bytes(), object.as_deref(), handles.as_deref(), &charged);
+                }
+            }
+        });
+    }
+    fn on_complete(&self, mut cx: FilterCx<'_>) {
         let Some(handles) = cx.state::<State>().and_then(|s| s.handles.clone()) else { return };
         let times = cx.ex.info.upstream.as_ref().and_then(|u| Some((u.last_tx?, u.last_rx?)));
         if let Some((sent, received)) = times {
@@ -188,93 +200,17 @@ impl HttpFilter for Filter {
     }
 }
 
-impl State {
-    /// Counts the result of the stream, once.
-    fn charge(&mut self, status: &[u8]) {
-        let Some(handles) = self.handles.as_ref().filter(|_| !self.charged) else { return };
-        self.charged = true;
-        let code = std::str::from_utf8(status).ok().and_then(|s| s.parse::<usize>().ok());
-        // Codes that gRPC does not have get no counter of their own: the peer could invent any number of them.
-        if let Some(counter) = code.and_then(|c| handles.status.get(c)) {
-            counter.inc();
-        }
-        if code == Some(0) {
-            handles.success.inc()
-        } else {
-            handles.failure.inc()
-        }
-        handles.total.inc();
-    }
-}
-
-fn watch(body: &mut Body, object: Option<Arc<GrpcStatsObject>>, counter: Option<Counter>, which: fn(&GrpcStatsObject) -> &AtomicU64) {
-    if body.is_end() || (object.is_none() && counter.is_none()) {
+/// Counts the result of the stream, once.
+fn charge(status: &[u8], object: Option<&GrpcStatsObject>, handles: Option<&Handles>, charged: &Cell<bool>) {
+    if charged.replace(true) {
         return;
     }
-    let inner = std::mem::take(body);
-    *body = Body::Stream(Box::new(frames::Watched::new(inner, move |n| {
-        if let Some(object) = &object {
-            which(object).fetch_add(n, Ordering::Relaxed);
-        }
-        if let Some(counter) = &counter {
-            counter.add(n);
-        }
-    })));
-}
-
-impl Filter {
-    /// The handles of a request; none if all methods are counted and this path is not one.
-    fn handles(&self, cluster: &Arc<str>, path: &str) -> Option<Arc<Handles>> {
-        let name = path
-            .strip_prefix('/')
-            .and_then(|p| p.split_once('/'))
-            .filter(|(service, method)| !service.is_empty() && !method.is_empty() && !method.contains('/'));
-        let key = match &self.methods {
-            Methods::None => "",
-            Methods::Some(listed) => {
-                if listed.contains(path) {
-                    path
-                } else {
-                    ""
-                }
-            }
-            Methods::All => {
-                name?;
-                path
-            }
-        };
-        let mut handles = self.handles.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = handles.get(cluster).and_then(|methods| methods.get(key)) {
-            return Some(found.clone());
-        }
-        // Forgetting handles loses no count: the store keeps them.
-        if handles.values().map(HashMap::len).sum::<usize>() >= 4 * MAX_METHODS {
-            handles.clear();
-        }
-        let methods = handles.entry(cluster.clone()).or_default();
-        let key = if methods.len() >= MAX_METHODS && matches!(self.methods, Methods::All) { "" } else { key };
-        if let Some(found) = methods.get(key) {
-            return Some(found.clone());
-        }
-        let scope = match name.filter(|_| !key.is_empty()) {
-            Some((service, method)) => {
-                let service = if self.replace_dots { service.replace('.', "_") } else { service.to_string() };
-                format!("cluster.{cluster}.grpc.{service}.{method}.")
-            }
-            None => format!("cluster.{cluster}.grpc."),
-        };
-        let scope = self.server.stats.root().scope(&scope);
-        let made = Arc::new(Handles {
-            status: std::array::from_fn(|code| scope.counter(&code.to_string())),
-            success: scope.counter("success"),
-            failure: scope.counter("failure"),
-            total: scope.counter("total"),
-            requests: scope.counter("request_message_count"),
-            responses: scope.counter("response_message_count"),
-            upstream_time: if self.upstream_stats { scope.histogram("upstream_rq_time") } else { Histogram::default() },
-        });
-        methods.insert(key.into(), made.clone());
-        Some(made)
+    if let Some(object) = object {
+        let code = std::str::from_utf8(status).ok().and_then(|s| s.parse::<u8>().ok()).filter(|c| *c <= 16);
+        object.status.store(code.map_or(-1, i32::from), Ordering::Relaxed);
+    }
+    if let Some(handles) = handles {
+        handles.charge(status);
     }
 }
 

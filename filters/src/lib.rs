@@ -4,11 +4,15 @@
 pub mod buffer;
 pub mod compressor;
 pub mod cors;
+pub mod csrf;
 pub mod fault;
 pub mod grpc_stats;
+pub mod grpc_web;
 pub mod header_mutation;
 pub mod local_ratelimit;
 pub mod rate_limit;
+pub mod set_filter_state;
+pub mod set_metadata;
 
 mod config;
 
@@ -19,8 +23,12 @@ pub fn register(registry: &mut Registry) {
     registry.http.push(Box::new(buffer::Factory));
     registry.http.push(Box::new(compressor::Factory));
     registry.http.push(Box::new(cors::Factory));
+    registry.http.push(Box::new(csrf::Factory));
     registry.http.push(Box::new(fault::Factory));
     registry.http.push(Box::new(grpc_stats::Factory));
+    registry.http.push(Box::new(grpc_web::Factory));
     registry.http.push(Box::new(header_mutation::Factory));
     registry.http.push(Box::new(local_ratelimit::Factory));
+    registry.http.push(Box::new(set_filter_state::Factory));
+    registry.http.push(Box::new(set_metadata::Factory));
 }

@@ -1,6 +1,6 @@
 //! A body that counts gRPC messages as their first byte passes.
 
-use nuncio_core::{Body, BodySource, Frame, StreamError};
+use nuncio_core::{Body, BodySource, Frame, Headers, StreamError};
 use std::task::{Context, Poll};
 
 /// Flags and length.
@@ -42,28 +42,36 @@ impl Counter {
     }
 }
 
-/// A body with a counter.
-pub struct Watched<F> {
+/// What passes in a body.
+pub enum Seen<'a> {
+    /// So many messages begin.
+    Messages(u64),
+    Trailers(&'a Headers),
+}
+
+/// Calls `see` for what passes in `inner`.
+pub fn watch(inner: Body, see: impl FnMut(Seen<'_>) + 'static) -> Body {
+    Body::Stream(Box::new(Watched { inner, counter: Counter::default(), see }))
+}
+
+struct Watched<F> {
     inner: Body,
     counter: Counter,
-    on_messages: F,
+    see: F,
 }
 
-impl<F: Fn(u64)> Watched<F> {
-    /// Calls `on_messages` with the number of messages that begin in each piece of data, if any do.
-    pub fn new(inner: Body, on_messages: F) -> Self {
-        Self { inner, counter: Counter::default(), on_messages }
-    }
-}
-
-impl<F: Fn(u64)> BodySource for Watched<F> {
+impl<F: FnMut(Seen<'_>)> BodySource for Watched<F> {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
         let frame = self.inner.poll_frame(cx);
-        if let Poll::Ready(Some(Ok(Frame::Data(data)))) = &frame {
-            let begun = self.counter.inspect(data);
-            if begun > 0 {
-                (self.on_messages)(begun);
+        match &frame {
+            Poll::Ready(Some(Ok(Frame::Data(data)))) => {
+                let begun = self.counter.inspect(data);
+                if begun > 0 {
+                    (self.see)(Seen::Messages(begun));
+                }
             }
+            Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) => (self.see)(Seen::Trailers(trailers)),
+            _ => {}
         }
         frame
     }

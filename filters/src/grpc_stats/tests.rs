@@ -1,7 +1,8 @@
 use super::*;
 use http::{HeaderValue, Method, StatusCode, header::CONTENT_TYPE};
+use nuncio_core::registry::Server;
 use nuncio_core::test_kit::{self as kit, FakeCluster};
-use nuncio_core::{Exchange, RequestHead, ResponseHead};
+use nuncio_core::{Exchange, Frame, Headers, RequestHead, ResponseHead};
 use nuncio_proto::envoy::config::core::v3::{GrpcMethodList, grpc_method_list::Service};
 
 const TWO: &[u8] = b"\0\0\0\0\x02ab\0\0\0\0\0";
@@ -23,11 +24,12 @@ async fn run(config: &FilterConfig, path: &'static str) -> (Arc<Server>, Exchang
     kit::collect(&mut ex.request_body).await.unwrap();
     let mut head = ResponseHead::new(StatusCode::OK);
     head.headers.append(CONTENT_TYPE, HeaderValue::from_static("application/grpc+proto"));
-    kit::respond(&*filter, "g", &mut ex, head, kit::data([ONE, TWO]));
-    kit::collect(&mut ex.response_body).await.unwrap();
     let mut trailers = Headers::new();
     trailers.append(GRPC_STATUS, HeaderValue::from_static("5"));
-    kit::trailers(&*filter, "g", &mut ex, &mut trailers);
+    let data = [ONE, TWO].map(|d| Frame::Data(d.into()));
+    let body = kit::body(data.into_iter().chain([Frame::Trailers(Box::new(trailers))]));
+    kit::respond(&*filter, "g", &mut ex, head, body);
+    kit::collect(&mut ex.response_body).await.unwrap();
     kit::complete(&*filter, "g", &mut ex);
     (server, ex)
 }
@@ -42,7 +44,8 @@ async fn counts_messages_and_results() {
     let (server, ex) = run(&config, "/pkg.Shop/Buy").await;
     let object = ex.info.filter_state.get(GRPC_STATS).unwrap();
     assert_eq!(object.as_string().as_deref(), Some("2,3"));
-    assert_eq!(GrpcStatsObject::of(object).unwrap().responses(), 3);
+    let object = GrpcStatsObject::of(object).unwrap();
+    assert_eq!((object.responses(), object.status()), (3, Some(5)));
     for (name, n) in
         [("request_message_count", 2), ("response_message_count", 3), ("5", 1), ("0", 0), ("failure", 1), ("success", 0), ("total", 1)]
     {

@@ -67,12 +67,7 @@ impl HttpFilter for Filter {
         if let (Some(reported), Some(counts)) = (&reported, grpc_counts(ex)) {
             report_messages(&self.messages(ex, peer.clone()), &counts, reported);
         }
-        let trailers = ex.response_trailers.as_deref();
-        let end = End {
-            code: ex.info.response_code,
-            grpc_status: reported.as_ref().and_then(|_| super::grpc_status(trailers, ex.response.as_ref().map(|r| &r.headers), &ex.info)),
-            flags: ex.info.flags,
-        };
+        let end = End { code: ex.info.response_code, grpc_status: reported.as_ref().and_then(|_| status(ex)), flags: ex.info.flags };
         let group = if reported.is_some() { Group::Grpc } else { Group::Http };
         let attributes = self.attributes(ex);
         let values = self.0.overrides.values(&attributes);
@@ -106,6 +101,19 @@ impl Filter {
         let values = self.0.overrides.values(&self.attributes(ex));
         series(&self.0, &self.gather(ex, peer).facts(Group::Messages, End::default(), &values))
     }
+}
+
+/// The gRPC status. Where gRPC-Web turned the trailers into data, grpc_stats has seen them before.
+fn status(ex: &Exchange) -> Option<i32> {
+    let seen = || grpc_counts(ex)?.status();
+    let trailers = ex.response_trailers.as_deref();
+    let headers = ex.response.as_ref().map(|r| &r.headers);
+    if trailers.is_none()
+        && let Some(status) = seen()
+    {
+        return Some(status);
+    }
+    super::grpc_status(trailers, headers, &ex.info)
 }
 
 fn grpc_counts(ex: &Exchange) -> Option<Arc<GrpcStatsObject>> {
