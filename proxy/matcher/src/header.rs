@@ -192,9 +192,10 @@ impl Test {
             Self::Present(_) | Self::AnyValue => true,
             Self::String(s) => s.matches(value),
             Self::Regex(r) => r.matches(value),
-            Self::Range(start, end) => {
-                std::str::from_utf8(value).ok().and_then(|v| v.trim_ascii().parse::<i64>().ok()).is_some_and(|v| (*start..*end).contains(&v))
-            }
+            Self::Range(start, end) => std::str::from_utf8(value)
+                .ok()
+                .and_then(|v| v.trim_ascii().parse::<i64>().ok())
+                .is_some_and(|v| (*start..*end).contains(&v)),
         }
     }
 }
@@ -210,7 +211,8 @@ mod tests {
 
     fn head() -> RequestHead {
         let mut head = RequestHead::new(Method::POST, "shop.example:8080", "/cart?x=1");
-        let fields = [("x-one", "1"), ("x-many", "a"), ("x-many", "b"), ("x-empty", ""), ("x-text", "Hello"), ("accept", "q"), ("accept", "r")];
+        let fields =
+            [("x-one", "1"), ("x-many", "a"), ("x-many", "b"), ("x-empty", ""), ("x-text", "Hello"), ("accept", "q"), ("accept", "r")];
         for (n, v) in fields {
             head.headers.append(HeaderName::from_static(n), HeaderValue::from_static(v));
         }

@@ -10,8 +10,8 @@ pub mod header;
 pub mod metadata;
 pub mod path;
 pub mod query;
-pub mod regex;
 mod re2;
+pub mod regex;
 pub mod string;
 pub mod tree;
 pub mod tree_input;
@@ -35,7 +35,12 @@ pub use value::{DoubleMatcher, ListMatcher, ValueMatcher};
 use nuncio_core::diag::{At, Report};
 
 /// Compiles every element of a repeated field; `None` if one of them was refused (all of them are looked at).
-pub fn compile_all<P, X>(protos: &[P], at: &At<'_>, report: &mut Report, compile: impl Fn(&P, &At<'_>, &mut Report) -> Option<X>) -> Option<Box<[X]>> {
+pub fn compile_all<P, X>(
+    protos: &[P],
+    at: &At<'_>,
+    report: &mut Report,
+    compile: impl Fn(&P, &At<'_>, &mut Report) -> Option<X>,
+) -> Option<Box<[X]>> {
     let mut all = Vec::with_capacity(protos.len());
     let mut complete = true;
     for (i, proto) in protos.iter().enumerate() {

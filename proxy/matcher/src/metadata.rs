@@ -125,7 +125,8 @@ mod tests {
         let root = structure(&[("claims", Kind::StructValue(inner)), ("flat", Kind::BoolValue(true))]);
         let matcher = |path: &[&str], invert| {
             let exact = proto::string_matcher::MatchPattern::Exact("admin".into());
-            let value = proto::value_matcher::MatchPattern::StringMatch(proto::StringMatcher { ignore_case: false, match_pattern: Some(exact) });
+            let value =
+                proto::value_matcher::MatchPattern::StringMatch(proto::StringMatcher { ignore_case: false, match_pattern: Some(exact) });
             let proto = proto::MetadataMatcher {
                 filter: "jwt".into(),
                 path: path.iter().map(|k| PathSegment { segment: Some(Segment::Key(k.to_string())) }).collect(),

@@ -138,7 +138,10 @@ fn escape(chars: &[char], at: usize, in_class: bool) -> Result<(Escape, usize), 
                 _ => (rest.get(..2), 2),
             };
             let digits: String = digits.unwrap_or_default().iter().collect();
-            let value = u32::from_str_radix(&digits, 16).ok().and_then(char::from_u32).ok_or_else(|| format!("invalid escape sequence: \\x{digits}"))?;
+            let value = u32::from_str_radix(&digits, 16)
+                .ok()
+                .and_then(char::from_u32)
+                .ok_or_else(|| format!("invalid escape sequence: \\x{digits}"))?;
             return Ok((Escape::Char(value), after + length));
         }
         'Q' if !in_class => {

@@ -67,7 +67,11 @@ impl RegexRewrite {
         match parse_substitution(&proto.substitution, compiled.captures_len() - 1) {
             Ok(parts) => Some(Self { compiled, parts }),
             Err(why) => {
-                report.error(&at.field("substitution"), format!("\"{}\": {why}", proto.substitution), "use \\0 to \\9 for groups and \\\\ for a backslash");
+                report.error(
+                    &at.field("substitution"),
+                    format!("\"{}\": {why}", proto.substitution),
+                    "use \\0 to \\9 for groups and \\\\ for a backslash",
+                );
                 None
             }
         }

@@ -27,14 +27,19 @@ pub struct MatchTree<A> {
 enum Kind<A> {
     /// Nothing but `on_no_match`.
     Empty,
-    List(Box<[(Predicate, OnMatch<A>)]>),
+    List(Box<[Guarded<A>]>),
     Exact(Input, HashMap<Box<[u8]>, OnMatch<A>>),
     /// Longest prefix first.
-    Prefix(Input, Box<[(Box<[u8]>, OnMatch<A>)]>),
+    Prefix(Input, Box<[Keyed<A>]>),
     /// Longest range first.
     Ip(Input, Box<[IpRange<A>]>),
     ServerName(Input, HashMap<Box<str>, usize>, Box<[OnMatch<A>]>),
 }
+
+/// What follows a value of the input.
+type Keyed<A> = (Box<[u8]>, OnMatch<A>);
+/// What follows a predicate that holds.
+type Guarded<A> = (Predicate, OnMatch<A>);
 
 #[derive(Debug)]
 struct IpRange<A> {
@@ -91,9 +96,9 @@ impl<A> MatchTree<A> {
             Kind::Empty => None,
             Kind::List(all) => all.iter().find_map(|(predicate, on_match)| predicate.matches(data).then(|| on_match.find(data)).flatten()),
             Kind::Exact(input, all) => input.text(data).and_then(|text| all.get(text.as_ref())?.find(data)),
-            Kind::Prefix(input, all) => input.text(data).and_then(|text| {
-                all.iter().find_map(|(prefix, on_match)| text.starts_with(prefix).then(|| on_match.find(data)).flatten())
-            }),
+            Kind::Prefix(input, all) => input
+                .text(data)
+                .and_then(|text| all.iter().find_map(|(prefix, on_match)| text.starts_with(prefix).then(|| on_match.find(data)).flatten())),
             Kind::Ip(input, all) => input.ip(data).and_then(|ip| find_ip(all, ip, data)),
             Kind::ServerName(input, names, all) => input.text(data).and_then(|name| find_name(names, all, &name, data)),
         };
@@ -171,7 +176,7 @@ impl<A> Compiler<'_, '_, A> {
         };
         Some(MatchTree { kind, on_no_match })
     }
-    fn list(&mut self, list: &matcher::MatcherList, depth: usize, at: &At<'_>) -> Option<Box<[(Predicate, OnMatch<A>)]>> {
+    fn list(&mut self, list: &matcher::MatcherList, depth: usize, at: &At<'_>) -> Option<Box<[Guarded<A>]>> {
         let at = at.field("matchers");
         if list.matchers.is_empty() {
             return self.refuse(&at, "no matchers", "give at least one");
@@ -201,7 +206,7 @@ impl<A> Compiler<'_, '_, A> {
             None => self.refuse(at, "no tree_type", "set exact_match_map, prefix_match_map or custom_match"),
         }
     }
-    fn entries(&mut self, map: &matcher_tree::MatchMap, depth: usize, at: &At<'_>) -> Option<Vec<(Box<[u8]>, OnMatch<A>)>> {
+    fn entries(&mut self, map: &matcher_tree::MatchMap, depth: usize, at: &At<'_>) -> Option<Vec<Keyed<A>>> {
         let at = at.field("map");
         let mut all = Vec::with_capacity(map.map.len());
         for (key, on_match) in &map.map {
@@ -234,7 +239,11 @@ impl<A> Compiler<'_, '_, A> {
                 let at = at.index(i);
                 for (d, name) in domain.domains.iter().enumerate() {
                     if names.insert(name.to_ascii_lowercase().into(), i).is_some() {
-                        return self.refuse(&at.field("domains").index(d), &format!("domain \"{name}\" is there twice"), "give each domain once");
+                        return self.refuse(
+                            &at.field("domains").index(d),
+                            &format!("domain \"{name}\" is there twice"),
+                            "give each domain once",
+                        );
                     }
                 }
                 all.push(self.required_on_match(domain.on_match.as_ref(), depth, &at)?);
@@ -257,7 +266,9 @@ impl<A> Compiler<'_, '_, A> {
     fn on_match(&mut self, on_match: &matcher::OnMatch, depth: usize, at: &At<'_>) -> Option<OnMatch<A>> {
         let target = match &on_match.on_match {
             Some(matcher::on_match::OnMatch::Action(action)) => Target::Action((self.action)(action, &at.field("action"), self.report)?),
-            Some(matcher::on_match::OnMatch::Matcher(nested)) => Target::Matcher(Box::new(self.tree(nested, depth + 1, &at.field("matcher"))?)),
+            Some(matcher::on_match::OnMatch::Matcher(nested)) => {
+                Target::Matcher(Box::new(self.tree(nested, depth + 1, &at.field("matcher"))?))
+            }
             None => return self.refuse(at, "neither action nor matcher", "set one of them"),
         };
         Some(OnMatch { target, keep_matching: on_match.keep_matching })
@@ -311,6 +322,112 @@ impl<A> Compiler<'_, '_, A> {
                 None
             }
             None => self.refuse(at, "no matcher", "set value_match or custom_match"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nuncio_core::{Address, ByteStr, ConnectionInfo, test_kit};
+    use nuncio_proto::json::{UnknownFields, parse_text};
+
+    fn tree(yaml: &str) -> Result<MatchTree<String>, String> {
+        let proto: xds::Matcher = parse_text(yaml, UnknownFields::Refuse).unwrap_or_else(|e| panic!("{e}")).value;
+        let mut report = Report::new();
+        MatchTree::compile(&proto, &At::Root, &mut report, &mut |action, _, _| Some(action.name.clone())).ok_or_else(|| report.summary())
+    }
+    fn connection(local: &str, name: Option<&str>) -> ConnectionInfo {
+        ConnectionInfo {
+            local: Address::Ip(local.parse().unwrap()),
+            requested_server_name: name.map(ByteStr::from),
+            ..test_kit::connection()
+        }
+    }
+    fn input(kind: &str) -> String {
+        format!(
+            "input: {{name: i, typed_config: {{'@type': type.googleapis.com/envoy.extensions.matching.common_inputs.network.v3.{kind}}}}}"
+        )
+    }
+
+    #[test]
+    fn the_longest_range_goes_first() {
+        let tree = tree(&format!(
+            "
+matcher_tree:
+  {}
+  custom_match:
+    name: ip
+    typed_config:
+      '@type': type.googleapis.com/xds.type.matcher.v3.IPMatcher
+      range_matchers:
+      - {{ranges: [{{address_prefix: 10.0.0.0, prefix_len: 8}}], on_match: {{action: {{name: eight}}}}}}
+      - {{ranges: [{{address_prefix: 10.1.0.0, prefix_len: 16}}], on_match: {{matcher: {{matcher_tree: {{{}, exact_match_map: {{map: {{'80': {{action: {{name: port}}}}}}}}}}}}}}}}
+      - {{ranges: [{{address_prefix: 10.2.0.0, prefix_len: 16}}], exclusive: true, on_match: {{action: {{name: skipped}}, keep_matching: true}}}}
+on_no_match: {{action: {{name: none}}}}",
+            input("DestinationIPInput"),
+            input("DestinationPortInput")
+        ))
+        .unwrap();
+        for (local, wanted) in
+            [("10.9.0.1:1", "eight"), ("10.1.0.1:80", "port"), ("10.1.0.1:81", "eight"), ("10.2.0.1:1", "none"), ("11.0.0.1:1", "none")]
+        {
+            assert_eq!(tree.find(&MatchData::connection(&connection(local, None))).map(String::as_str), Some(wanted), "{local}");
+        }
+    }
+
+    #[test]
+    fn server_names_and_lists() {
+        let tree = tree(&format!(
+            "
+matcher_list:
+  matchers:
+  - predicate: {{single_predicate: {{{ip}, custom_match: {{name: ip, typed_config: {{'@type': type.googleapis.com/envoy.extensions.matching.input_matchers.ip.v3.Ip, cidr_ranges: [{{address_prefix: 192.168.0.0, prefix_len: 16}}], stat_prefix: s}}}}}}}}
+    on_match: {{action: {{name: private}}}}
+on_no_match:
+  matcher:
+    matcher_tree:
+      {name}
+      custom_match:
+        name: sni
+        typed_config:
+          '@type': type.googleapis.com/xds.type.matcher.v3.ServerNameMatcher
+          domain_matchers:
+          - {{domains: [a.example.com], on_match: {{action: {{name: exact}}}}}}
+          - {{domains: ['*.example.com'], on_match: {{action: {{name: suffix}}}}}}
+          - {{domains: ['*'], on_match: {{action: {{name: any}}}}}}",
+            ip = input("DestinationIPInput"),
+            name = input("ServerNameInput")
+        ))
+        .unwrap();
+        for (local, name, wanted) in [
+            ("192.168.1.1:1", None, Some("private")),
+            ("1.1.1.1:1", Some("A.example.com"), Some("exact")),
+            ("1.1.1.1:1", Some("x.y.example.com"), Some("suffix")),
+            ("1.1.1.1:1", Some("other"), Some("any")),
+            ("1.1.1.1:1", None, None),
+        ] {
+            assert_eq!(tree.find(&MatchData::connection(&connection(local, name))).map(String::as_str), wanted, "{local} {name:?}");
+        }
+    }
+
+    #[test]
+    fn refuses_by_name() {
+        let any = "{name: n, typed_config: {'@type': type.googleapis.com/envoy.type.matcher.v3.RegexMatcher}}";
+        for (yaml, wanted) in [
+            ("{matcher_list: {}}".to_string(), "matcher_list.matchers: no matchers"),
+            (
+                format!("{{matcher_tree: {{input: {any}, exact_match_map: {{}}}}}}"),
+                "matching input envoy.type.matcher.v3.RegexMatcher is not supported",
+            ),
+            (
+                format!("{{matcher_tree: {{{}, custom_match: {any}}}}}", input("ServerNameInput")),
+                "custom matcher envoy.type.matcher.v3.RegexMatcher",
+            ),
+            ("{on_no_match: {}}".to_string(), "on_no_match: neither action nor matcher"),
+        ] {
+            let found = tree(&yaml).err().unwrap_or_default();
+            assert!(found.contains(wanted), "{yaml}\n{found}");
         }
     }
 }

@@ -57,8 +57,14 @@ pub(crate) enum Input {
     UriSan,
     DnsSan,
     Subject,
-    FilterState { key: Box<str>, field: Box<str> },
-    DynamicMetadata { filter: Box<str>, path: Box<[Box<str>]> },
+    FilterState {
+        key: Box<str>,
+        field: Box<str>,
+    },
+    DynamicMetadata {
+        filter: Box<str>,
+        path: Box<[Box<str>]>,
+    },
     /// Read once, as an environment does not change.
     Constant(Option<Box<str>>),
 }
@@ -162,10 +168,12 @@ impl Input {
             Self::DestinationPort => port(connection.map(|c| &c.local)),
             Self::SourcePort => port(connection.map(|c| &c.remote)),
             Self::SourceType => {
-                let local = connection.is_some_and(|c| is_local(c));
+                let local = connection.is_some_and(is_local);
                 local.then_some(Cow::Borrowed(b"local".as_slice()))
             }
-            Self::ServerName => connection?.requested_server_name.as_ref().filter(|n| !n.is_empty()).map(|n| Cow::Borrowed(n.as_bytes().as_ref())),
+            Self::ServerName => {
+                connection?.requested_server_name.as_ref().filter(|n| !n.is_empty()).map(|n| Cow::Borrowed(n.as_bytes().as_ref()))
+            }
             Self::TransportProtocol => {
                 let found = data.transport_protocol.or(connection.map(|c| if c.tls.is_some() { "tls" } else { "raw_buffer" }))?;
                 Some(Cow::Borrowed(found.as_bytes()))

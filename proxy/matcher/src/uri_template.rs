@@ -39,14 +39,25 @@ impl UriTemplate {
         match Self::new(&config.path_template) {
             Ok(template) => Some(template),
             Err(why) => {
-                report.error(&at.field("path_template"), format!("\"{}\": {why}", config.path_template), "see Envoy's UriTemplateMatchConfig for the syntax");
+                report.error(
+                    &at.field("path_template"),
+                    format!("\"{}\": {why}", config.path_template),
+                    "see Envoy's UriTemplateMatchConfig for the syntax",
+                );
                 None
             }
         }
     }
     /// Compiles a template's text. The error says what is wrong with it.
     pub fn new(template: &str) -> Result<Self, String> {
-        let mut parser = Parser { rest: template, regex: r"\A".to_string(), variables: Vec::new(), rest_matched: false, segment_start: false, in_variable: false };
+        let mut parser = Parser {
+            rest: template,
+            regex: r"\A".to_string(),
+            variables: Vec::new(),
+            rest_matched: false,
+            segment_start: false,
+            in_variable: false,
+        };
         parser.parse()?;
         let Parser { mut regex, variables, .. } = parser;
         regex.push_str(r"\z");
@@ -213,7 +224,11 @@ impl UriTemplateRewrite {
             if let Some(after) = rest.strip_prefix('{') {
                 let (name, after) = after.split_once('}').ok_or("a { without }")?;
                 check_name(name)?;
-                let index = template.variables.iter().position(|v| v.as_ref() == name).ok_or_else(|| format!("the template has no variable {name}"))?;
+                let index = template
+                    .variables
+                    .iter()
+                    .position(|v| v.as_ref() == name)
+                    .ok_or_else(|| format!("the template has no variable {name}"))?;
                 parts.push(Part::Variable(index + 1));
                 rest = after;
             } else {
@@ -270,7 +285,25 @@ mod tests {
         ] {
             assert_eq!(UriTemplate::new(template).unwrap().matches(path), wanted, "{template} {path}");
         }
-        for bad in ["a", "/**/*", "/**/{a}", "/{a}{b}", "/***", "/{1a}", "/{a", "/a//b", "/{a}/{a}", "/{a=}", "/{a={b}}", "/{a}-{b}", "/{a=*b}", "/a/b*", "/a?b", "/{abcdefghijklmnopq}", "/{a}/{b}/{c}/{d}/{e}/{f}"] {
+        for bad in [
+            "a",
+            "/**/*",
+            "/**/{a}",
+            "/{a}{b}",
+            "/***",
+            "/{1a}",
+            "/{a",
+            "/a//b",
+            "/{a}/{a}",
+            "/{a=}",
+            "/{a={b}}",
+            "/{a}-{b}",
+            "/{a=*b}",
+            "/a/b*",
+            "/a?b",
+            "/{abcdefghijklmnopq}",
+            "/{a}/{b}/{c}/{d}/{e}/{f}",
+        ] {
             assert!(UriTemplate::new(bad).is_err(), "{bad}");
         }
     }

@@ -49,7 +49,11 @@ impl ValueMatcher {
                 Self::Or(compile_all(&or.value_matchers, &at.field("value_matchers"), report, nested)?)
             }
             None => {
-                report.error(at, "no match_pattern", "set one of null_match, double_match, string_match, bool_match, present_match, list_match, or_match");
+                report.error(
+                    at,
+                    "no match_pattern",
+                    "set one of null_match, double_match, string_match, bool_match, present_match, list_match, or_match",
+                );
                 return None;
             }
         })
@@ -112,7 +116,9 @@ impl ListMatcher {
     }
     fn nested(matcher: &proto::ListMatcher, depth: usize, at: &At<'_>, report: &mut Report) -> Option<Self> {
         match &matcher.match_pattern {
-            Some(proto::list_matcher::MatchPattern::OneOf(v)) => Some(Self { one_of: ValueMatcher::nested(v, depth, &at.field("one_of"), report)? }),
+            Some(proto::list_matcher::MatchPattern::OneOf(v)) => {
+                Some(Self { one_of: ValueMatcher::nested(v, depth, &at.field("one_of"), report)? })
+            }
             None => {
                 report.error(at, "no match_pattern", "set one_of");
                 None
@@ -142,7 +148,10 @@ mod tests {
         Value { kind: Some(kind) }
     }
     fn string(s: &str) -> P {
-        P::StringMatch(proto::StringMatcher { ignore_case: false, match_pattern: Some(proto::string_matcher::MatchPattern::Exact(s.into())) })
+        P::StringMatch(proto::StringMatcher {
+            ignore_case: false,
+            match_pattern: Some(proto::string_matcher::MatchPattern::Exact(s.into())),
+        })
     }
     fn double(pattern: proto::double_matcher::MatchPattern) -> P {
         P::DoubleMatch(proto::DoubleMatcher { match_pattern: Some(pattern) })

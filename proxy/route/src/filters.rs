@@ -103,7 +103,8 @@ fn extension(filter: &str, any: &Any, optional: bool, at: &At<'_>, cx: &mut Rout
             cx.report.warning(at, format!("configuration of type {name} for filter {filter}, which no filter understands"), ignored);
             return Some(None);
         }
-        let remedy = "remove it, or wrap it in envoy.config.route.v3.FilterConfig with is_optional; docs/envoy-coverage.md lists what is supported";
+        let remedy =
+            "remove it, or wrap it in envoy.config.route.v3.FilterConfig with is_optional; docs/envoy-coverage.md lists what is supported";
         return cx.refuse(at, format!("configuration of type {name} for filter {filter} is not supported by Nuncio"), remedy);
     };
     let before = cx.report.errors();

@@ -43,13 +43,7 @@ pub fn is_modifiable(name: &str) -> bool {
 
 impl HeaderParser {
     /// Compiles `*_headers_to_add` and `*_headers_to_remove`, given with their places.
-    pub fn compile(
-        add: &[HeaderValueOption],
-        at_add: &At<'_>,
-        remove: &[String],
-        at_remove: &At<'_>,
-        report: &mut Report,
-    ) -> Option<Self> {
+    pub fn compile(add: &[HeaderValueOption], at_add: &At<'_>, remove: &[String], at_remove: &At<'_>, report: &mut Report) -> Option<Self> {
         let before = report.errors();
         let mut additions = Vec::with_capacity(add.len());
         for (i, option) in add.iter().enumerate() {
@@ -82,7 +76,13 @@ impl HeaderParser {
         }
     }
     /// Mutates a response's headers; `request` is there for `%REQ(..)%`.
-    pub fn apply_response(&self, response: &mut ResponseHead, request: Option<&RequestHead>, info: &StreamInfo, route: Option<&dyn RouteView>) {
+    pub fn apply_response(
+        &self,
+        response: &mut ResponseHead,
+        request: Option<&RequestHead>,
+        info: &StreamInfo,
+        route: Option<&dyn RouteView>,
+    ) {
         self.remove_from(&mut response.headers);
         if !self.add.is_empty() {
             let cx = || FormatContext { route, request, response: Some(response), ..FormatContext::new(info) };
@@ -171,7 +171,8 @@ impl Addition {
             report.error(&at_header.field("raw_value"), "raw_value beside value", "keep one of them");
             return None;
         }
-        let (field, bytes) = if header.value.is_empty() { ("raw_value", header.raw_value.as_slice()) } else { ("value", header.value.as_bytes()) };
+        let (field, bytes) =
+            if header.value.is_empty() { ("raw_value", header.raw_value.as_slice()) } else { ("value", header.value.as_bytes()) };
         let value = value(bytes, &at_header.field(field), report)?;
         Some(Self { name, value, action, keep_empty: option.keep_empty_value })
     }
@@ -199,7 +200,11 @@ fn value(bytes: &[u8], at: &At<'_>, report: &mut Report) -> Option<Value> {
 
 fn header_name(name: &str, at: &At<'_>, report: &mut Report) -> Option<HeaderName> {
     if !is_modifiable(name) {
-        report.error(at, format!("\"{name}\""), "pseudo-headers and host cannot be changed here; use host_rewrite or prefix_rewrite of the route");
+        report.error(
+            at,
+            format!("\"{name}\""),
+            "pseudo-headers and host cannot be changed here; use host_rewrite or prefix_rewrite of the route",
+        );
         return None;
     }
     let parsed = HeaderName::from_bytes(name.as_bytes()).ok();

@@ -198,7 +198,11 @@ mod tests {
         let conditions: Vec<_> = (0..1000)
             .map(|i| {
                 let text = format!("/service-{i}/v1").into_boxed_str();
-                if i % 2 == 0 { PathCondition::Prefix { text, ignore_case: false } } else { PathCondition::Separated { text, ignore_case: false } }
+                if i % 2 == 0 {
+                    PathCondition::Prefix { text, ignore_case: false }
+                } else {
+                    PathCondition::Separated { text, ignore_case: false }
+                }
             })
             .chain([PathCondition::Prefix { text: "/".into(), ignore_case: false }])
             .collect();

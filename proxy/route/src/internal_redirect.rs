@@ -96,7 +96,11 @@ impl InternalRedirectPolicy {
                 Ok(parsed) if is_modifiable(name) => response_headers_to_copy.push(parsed),
                 _ => {
                     let at = at.field("response_headers_to_copy");
-                    return cx.refuse(&at.index(i), format!("\"{name}\""), "give a header name that is neither host nor begins with a colon");
+                    return cx.refuse(
+                        &at.index(i),
+                        format!("\"{name}\""),
+                        "give a header name that is neither host nor begins with a colon",
+                    );
                 }
             }
         }

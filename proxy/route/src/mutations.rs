@@ -58,7 +58,13 @@ impl HeaderMutations {
         }
     }
     /// Mutates a response's headers.
-    pub fn apply_response(&self, response: &mut ResponseHead, request: Option<&RequestHead>, info: &StreamInfo, route: Option<&dyn RouteView>) {
+    pub fn apply_response(
+        &self,
+        response: &mut ResponseHead,
+        request: Option<&RequestHead>,
+        info: &StreamInfo,
+        route: Option<&dyn RouteView>,
+    ) {
         for step in &self.steps {
             match step {
                 Step::Parser(parser) => parser.apply_response(response, request, info, route),

@@ -13,10 +13,19 @@ use std::sync::Arc;
 /// A compiled path condition.
 #[derive(Clone, Debug)]
 pub(crate) enum PathCondition {
-    Prefix { text: Box<str>, ignore_case: bool },
-    Exact { text: Box<str>, ignore_case: bool },
+    Prefix {
+        text: Box<str>,
+        ignore_case: bool,
+    },
+    Exact {
+        text: Box<str>,
+        ignore_case: bool,
+    },
     /// `/a` matches `/a` and `/a/b`, not `/ab`.
-    Separated { text: Box<str>, ignore_case: bool },
+    Separated {
+        text: Box<str>,
+        ignore_case: bool,
+    },
     Regex(Regex),
     Template(Arc<UriTemplate>),
     /// CONNECT requests, and nothing else.
@@ -90,7 +99,11 @@ impl PathCondition {
                 };
                 Some(Self::Template(Arc::new(UriTemplate::compile(config, &at, cx.report)?)))
             }
-            None => cx.refuse(at, "no path_specifier", "set prefix, path, path_separated_prefix, safe_regex, connect_matcher or path_match_policy"),
+            None => cx.refuse(
+                at,
+                "no path_specifier",
+                "set prefix, path, path_separated_prefix, safe_regex, connect_matcher or path_match_policy",
+            ),
         }
     }
     /// Whether the request's path matches.

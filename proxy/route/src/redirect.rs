@@ -42,8 +42,14 @@ struct Configured {
 enum PathChange {
     None,
     /// The whole path; its own query wins over the request's.
-    Path { path: Box<str>, has_query: bool },
-    Prefix { text: Box<str>, matched: Option<usize> },
+    Path {
+        path: Box<str>,
+        has_query: bool,
+    },
+    Prefix {
+        text: Box<str>,
+        matched: Option<usize>,
+    },
     Regex(RegexRewrite),
     /// The new path without query.
     Format(Formatter),
@@ -68,7 +74,9 @@ impl Redirect {
             Ok(Code::SeeOther) => StatusCode::SEE_OTHER,
             Ok(Code::TemporaryRedirect) => StatusCode::TEMPORARY_REDIRECT,
             Ok(Code::PermanentRedirect) => StatusCode::PERMANENT_REDIRECT,
-            Err(_) => return cx.refuse(&at.field("response_code"), action.response_code.to_string(), "use a value of RedirectResponseCode"),
+            Err(_) => {
+                return cx.refuse(&at.field("response_code"), action.response_code.to_string(), "use a value of RedirectResponseCode");
+            }
         };
         let scheme = match &action.scheme_rewrite_specifier {
             None | Some(S::HttpsRedirect(false)) => None,
@@ -88,7 +96,9 @@ impl Redirect {
             }
             Some(P::RegexRewrite(regex)) => PathChange::Regex(RegexRewrite::compile(regex, &at.field("regex_rewrite"), cx.report)?),
             Some(P::PathRewrite(format)) if format.is_empty() => PathChange::None,
-            Some(P::PathRewrite(format)) => PathChange::Format(Formatter::text_with(format, &[], true, &at.field("path_rewrite"), cx.report)?),
+            Some(P::PathRewrite(format)) => {
+                PathChange::Format(Formatter::text_with(format, &[], true, &at.field("path_rewrite"), cx.report)?)
+            }
         };
         crate::rewrite::literal(&action.host_redirect, &at.field("host_redirect"), cx)?;
         if action.port_redirect > 65_535 {

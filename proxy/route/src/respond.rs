@@ -32,7 +32,11 @@ impl DirectResponse {
         };
         if body.len() > limit as usize {
             let found = format!("a body of {} bytes", body.len());
-            return cx.refuse(&at_body, found, format!("the limit is {limit} bytes: raise max_direct_response_body_size_bytes of the route configuration"));
+            return cx.refuse(
+                &at_body,
+                found,
+                format!("the limit is {limit} bytes: raise max_direct_response_body_size_bytes of the route configuration"),
+            );
         }
         let format = match &action.body_format {
             Some(format) => Some(Formatter::compile(format, &at.field("body_format"), cx.report)?),

@@ -211,7 +211,8 @@ impl RetryPolicy {
             retry_on,
             num_retries: policy.num_retries.unwrap_or(1),
             per_try_timeout: duration(policy.per_try_timeout.as_ref(), &at.field("per_try_timeout"), cx)?.filter(|d| !d.is_zero()),
-            per_try_idle_timeout: duration(policy.per_try_idle_timeout.as_ref(), &at.field("per_try_idle_timeout"), cx)?.filter(|d| !d.is_zero()),
+            per_try_idle_timeout: duration(policy.per_try_idle_timeout.as_ref(), &at.field("per_try_idle_timeout"), cx)?
+                .filter(|d| !d.is_zero()),
             base_interval,
             max_interval,
             rate_limited: match &policy.rate_limited_retry_back_off {

@@ -20,7 +20,10 @@ static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host"
 #[derive(Debug)]
 pub(crate) enum PathRewrite {
     /// Replaces what the route matched: so many bytes, or all of the path.
-    Prefix { text: Box<str>, matched: Option<usize> },
+    Prefix {
+        text: Box<str>,
+        matched: Option<usize>,
+    },
     /// Replaces matches in the path without query.
     Regex(RegexRewrite),
     Template(UriTemplateRewrite),
@@ -38,7 +41,11 @@ impl PathRewrite {
             !action.path_rewrite.is_empty(),
         ];
         if given.into_iter().filter(|g| *g).count() > 1 {
-            return cx.refuse(at, "more than one path rewrite", "keep one of prefix_rewrite, regex_rewrite, path_rewrite_policy, path_rewrite");
+            return cx.refuse(
+                at,
+                "more than one path rewrite",
+                "keep one of prefix_rewrite, regex_rewrite, path_rewrite_policy, path_rewrite",
+            );
         }
         if !action.prefix_rewrite.is_empty() {
             if let PathCondition::Template(_) = condition {
@@ -115,7 +122,9 @@ impl HostRewrite {
         Some(match &action.host_rewrite_specifier {
             None | Some(HostRewriteSpecifier::AutoHostRewrite(false)) => None,
             Some(HostRewriteSpecifier::AutoHostRewrite(true)) => Some(Self::Auto),
-            Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => literal(host, &at.field("host_rewrite_literal"), cx)?.map(Self::Literal),
+            Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
+                literal(host, &at.field("host_rewrite_literal"), cx)?.map(Self::Literal)
+            }
             Some(HostRewriteSpecifier::HostRewriteHeader(name)) if name.is_empty() => None,
             Some(HostRewriteSpecifier::HostRewriteHeader(name)) => match HeaderKey::parse(name) {
                 Some(key) => Some(Self::Header(key)),

@@ -14,8 +14,8 @@ use crate::retry::RetryPolicy;
 use crate::table::RouteInput;
 use crate::target::{ClusterRef, WeightedChoice};
 use crate::vhost::{BufferLimit, VirtualHostInfo};
-use nuncio_core::diag::At;
 use nuncio_core::RequestHead;
+use nuncio_core::diag::At;
 use nuncio_matcher::{
     CookieMatcher, FilterStateMatcher, Fraction, HeaderMatcher, MetadataMatcher, QueryParameterMatcher, RuntimeFraction, compile_all,
 };
@@ -325,7 +325,8 @@ fn weighted_entry(
             Some(merged)
         }
     };
-    let weighted = (host.is_some() || headers.request.is_some() || headers.response.is_some()).then(|| Box::new(Weighted { headers, host }));
+    let weighted =
+        (host.is_some() || headers.request.is_some() || headers.response.is_some()).then(|| Box::new(Weighted { headers, host }));
     Some(RouteEntry { weighted, filters, ..build.entry(Some(cluster), metadata_match) })
 }
 

@@ -58,9 +58,6 @@ impl RouteSlots {
     }
     /// Forgets slots without a table that nothing else holds.
     pub fn sweep(&self) {
-        self.slots
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|_, slot| Arc::strong_count(slot) > 1 || slot.load().is_some());
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, slot| Arc::strong_count(slot) > 1 || slot.load().is_some());
     }
 }

@@ -125,8 +125,9 @@ impl WeightedChoice {
         if self.runtime_keys.is_empty() {
             return select(self.weights.iter().copied(), u64::from(self.total), random);
         }
-        let weight = |(key, default): (&Box<str>, &u32)| u32::try_from(runtime.integer(key, u64::from(*default))).unwrap_or(u32::MAX);
-        let weights: smallvec::SmallVec<[u32; 4]> = self.runtime_keys.iter().zip(&self.weights).map(weight).collect();
+        let weight = |key: &str, default: u32| u32::try_from(runtime.integer(key, u64::from(default))).unwrap_or(u32::MAX);
+        let weights: smallvec::SmallVec<[u32; 4]> =
+            self.runtime_keys.iter().zip(&self.weights).map(|(key, default)| weight(key, *default)).collect();
         let total: u64 = weights.iter().map(|w| u64::from(*w)).sum();
         if total == 0 || total > u64::from(u32::MAX) {
             return None;

@@ -25,6 +25,7 @@ fn tables(value: &Value, found: &mut Vec<Value>) {
     }
 }
 
+#[allow(clippy::panic, clippy::unwrap_used)]
 fn dump(name: &str) -> Option<Vec<RouteConfiguration>> {
     // The recordings live beside the project, not in it.
     let text = std::fs::read_to_string(format!("/work/shared/reference/istiod/{name}.json")).ok()?;

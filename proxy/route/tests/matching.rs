@@ -97,7 +97,10 @@ fn tls_metadata_and_filter_state() {
         let connection = nuncio_core::ConnectionInfo { tls: Some(Arc::new(tls)), ..test_kit::connection() };
         nuncio_core::StreamInfo::new(Rc::new(connection), None)
     };
-    assert_eq!(name(&with_tls(TlsInfo { peer_chain: vec![vec![1]], peer_validated: true, ..Default::default() })).as_deref(), Some("validated"));
+    assert_eq!(
+        name(&with_tls(TlsInfo { peer_chain: vec![vec![1]], peer_validated: true, ..Default::default() })).as_deref(),
+        Some("validated")
+    );
     assert_eq!(name(&with_tls(TlsInfo { peer_chain: vec![vec![1]], ..Default::default() })).as_deref(), Some("presented"));
     let mut info = test_kit::stream_info();
     assert_eq!(name(&info).as_deref(), Some("plain"));
@@ -160,7 +163,9 @@ fn ten_thousand_virtual_hosts() {
 #[test]
 fn require_tls_redirects() {
     let yaml = |kind| {
-        format!("name: t\nvirtual_hosts:\n- {{name: v, domains: ['*'], require_tls: {kind}, routes: [{{name: r, match: {{prefix: /}}, route: {{cluster: c}}}}]}}")
+        format!(
+            "name: t\nvirtual_hosts:\n- {{name: v, domains: ['*'], require_tls: {kind}, routes: [{{name: r, match: {{prefix: /}}, route: {{cluster: c}}}}]}}"
+        )
     };
     let plain = get("h:80", "/a?b", &[("x-forwarded-proto", "http")]);
     let secure = get("h:80", "/a?b", &[("x-forwarded-proto", "https")]);
@@ -184,9 +189,15 @@ fn path_parameters_are_ignored_where_asked() {
 
 #[test]
 fn match_trees() {
-    let input = |name: &str| format!("input: {{name: i, typed_config: {{'@type': type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput, header_name: '{name}'}}}}");
+    let input = |name: &str| {
+        format!(
+            "input: {{name: i, typed_config: {{'@type': type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput, header_name: '{name}'}}}}"
+        )
+    };
     let route = |name: &str| {
-        format!("{{action: {{name: a, typed_config: {{'@type': type.googleapis.com/envoy.config.route.v3.Route, name: {name}, match: {{prefix: /}}, route: {{cluster: c}}}}}}}}")
+        format!(
+            "{{action: {{name: a, typed_config: {{'@type': type.googleapis.com/envoy.config.route.v3.Route, name: {name}, match: {{prefix: /}}, route: {{cluster: c}}}}}}}}"
+        )
     };
     let list = "{action: {name: a, typed_config: {'@type': type.googleapis.com/envoy.config.route.v3.RouteList, routes: [{name: l1, match: {prefix: /one}, route: {cluster: c}}, {name: l2, match: {prefix: /two}, route: {cluster: c}}]}}}";
     let yaml = format!(

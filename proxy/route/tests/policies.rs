@@ -10,6 +10,7 @@ use nuncio_proto::envoy::extensions::filters::http::buffer::v3::BufferPerRoute;
 use nuncio_route::RetryOn;
 use std::time::Duration;
 
+#[allow(clippy::unwrap_used)]
 fn cluster(lab: &kit::Lab, head: &RequestHead, random: u64) -> String {
     let entry = lab.find_with(head, &test_kit::stream_info(), random).unwrap();
     entry.cluster_name().map_or("-".to_string(), |n| n.to_string())
@@ -127,7 +128,13 @@ virtual_hosts:
     assert_eq!((policy("/inherits").num_retries, policy("/inherits").retry_on), (7, RetryOn::FIVE_XX));
     assert!(lab.must(&get("h", "/inherits", &[])).forward().unwrap().hedge_policy().unwrap().hedge_on_per_try_timeout);
     let own = policy("/own");
-    for bit in [RetryOn::CONNECT_FAILURE, RetryOn::REFUSED_STREAM, RetryOn::GRPC_UNAVAILABLE, RetryOn::GRPC_CANCELLED, RetryOn::RETRIABLE_STATUS_CODES] {
+    for bit in [
+        RetryOn::CONNECT_FAILURE,
+        RetryOn::REFUSED_STREAM,
+        RetryOn::GRPC_UNAVAILABLE,
+        RetryOn::GRPC_CANCELLED,
+        RetryOn::RETRIABLE_STATUS_CODES,
+    ] {
         assert!(own.retry_on.has(bit));
     }
     assert!(!own.retry_on.has(RetryOn::FIVE_XX));
@@ -140,7 +147,10 @@ virtual_hosts:
     assert_eq!((limited.reset_headers[0].name.as_str(), limited.reset_headers[1].unix_timestamp), ("retry-after", true));
     assert!(own.retriable_request(&get("h", "/", &[])) && !own.retriable_request(&RequestHead::new(Method::POST, "h", "/")));
     let defaults = policy("/defaults");
-    assert_eq!((defaults.num_retries, defaults.base_interval, defaults.max_interval), (1, Duration::from_millis(25), Duration::from_millis(250)));
+    assert_eq!(
+        (defaults.num_retries, defaults.base_interval, defaults.max_interval),
+        (1, Duration::from_millis(25), Duration::from_millis(250))
+    );
     assert!(lab.warnings.iter().any(|w| w.contains("retry_on") && w.contains("nonsense")), "{:?}", lab.warnings);
     assert!(lab.must(&get("h", "/own", &[])).include_request_attempt_count());
 }
@@ -225,7 +235,11 @@ virtual_hosts:
 
 #[test]
 fn per_filter_configuration() {
-    let config = |n: u32| format!("{{'@type': type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute, buffer: {{max_request_bytes: {n}}}}}");
+    let config = |n: u32| {
+        format!(
+            "{{'@type': type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute, buffer: {{max_request_bytes: {n}}}}}"
+        )
+    };
     let yaml = format!(
         "
 name: t
@@ -251,7 +265,9 @@ virtual_hosts:
     let number = |config: &PerFilterConfig| match config {
         PerFilterConfig::Disabled => 0,
         PerFilterConfig::Config(any) => match any.downcast_ref::<BufferPerRoute>().unwrap().r#override.as_ref().unwrap() {
-            nuncio_proto::envoy::extensions::filters::http::buffer::v3::buffer_per_route::Override::Buffer(b) => b.max_request_bytes.unwrap(),
+            nuncio_proto::envoy::extensions::filters::http::buffer::v3::buffer_per_route::Override::Buffer(b) => {
+                b.max_request_bytes.unwrap()
+            }
             _ => 99,
         },
     };

@@ -15,12 +15,18 @@ fn routes_are_refused_by_name() {
         ("- {match: {}, route: {cluster: c}}".to_string(), "virtual_hosts[0].routes[0].match: no path_specifier"),
         ("- {match: {prefix: /}}".to_string(), "virtual_hosts[0].routes[0]: no action"),
         ("- {route: {cluster: c}}".to_string(), "virtual_hosts[0].routes[0].match: nothing"),
-        ("- {match: {safe_regex: {regex: '('}}, route: {cluster: c}}".to_string(), "routes[0].match.safe_regex.regex: regular expression \"(\""),
+        (
+            "- {match: {safe_regex: {regex: '('}}, route: {cluster: c}}".to_string(),
+            "routes[0].match.safe_regex.regex: regular expression \"(\"",
+        ),
         ("- {match: {path_separated_prefix: /a/}, route: {cluster: c}}".to_string(), "routes[0].match.path_separated_prefix: \"/a/\""),
         ("- {match: {prefix: /, headers: [{name: 'a b'}]}, route: {cluster: c}}".to_string(), "routes[0].match.headers[0].name: \"a b\""),
         ("- {match: {prefix: /}, filter_action: {}}".to_string(), "routes[0].filter_action: filter_action is not supported"),
         ("- {match: {prefix: /}, direct_response: {status: 99}}".to_string(), "routes[0].direct_response.status: 99"),
-        ("- {match: {prefix: /}, direct_response: {status: 200, body: {filename: /no/such/file}}}".to_string(), "direct_response.body.filename: \"/no/such/file\""),
+        (
+            "- {match: {prefix: /}, direct_response: {status: 200, body: {filename: /no/such/file}}}".to_string(),
+            "direct_response.body.filename: \"/no/such/file\"",
+        ),
         ("- {match: {prefix: /}, redirect: {port_redirect: 70000}}".to_string(), "routes[0].redirect.port_redirect: 70000"),
         (
             "- {match: {prefix: /}, route: {cluster: c}, request_headers_to_add: [{header: {key: ':path', value: x}}]}".to_string(),
@@ -31,11 +37,15 @@ fn routes_are_refused_by_name() {
             "routes[0].request_headers_to_remove[0]: \"Host\"",
         ),
         (
-            "- {match: {prefix: /}, route: {cluster: c}, response_headers_to_add: [{header: {key: x, value: '%NO_SUCH_OPERATOR%'}}]}".to_string(),
+            "- {match: {prefix: /}, route: {cluster: c}, response_headers_to_add: [{header: {key: x, value: '%NO_SUCH_OPERATOR%'}}]}"
+                .to_string(),
             "routes[0].response_headers_to_add[0].header.value",
         ),
         (
-            format!("- {{match: {{prefix: /}}, route: {{cluster: c}}, typed_per_filter_config: {{f: {{'@type': type.googleapis.com/{}}}}}}}", "envoy.extensions.filters.http.csrf.v3.CsrfPolicy"),
+            format!(
+                "- {{match: {{prefix: /}}, route: {{cluster: c}}, typed_per_filter_config: {{f: {{'@type': type.googleapis.com/{}}}}}}}",
+                "envoy.extensions.filters.http.csrf.v3.CsrfPolicy"
+            ),
             "routes[0].typed_per_filter_config[\"f\"]: configuration of type envoy.extensions.filters.http.csrf.v3.CsrfPolicy for filter f is not supported",
         ),
         (
@@ -63,14 +73,26 @@ fn route_actions_are_refused_by_name() {
         ("{cluster: c, prefix_rewrite: /a, path_rewrite: /b}", "route: more than one path rewrite"),
         ("{cluster: c, regex_rewrite: {pattern: {regex: a}, substitution: '\\2'}}", "route.regex_rewrite.substitution: \"\\2\""),
         ("{cluster: c, timeout: -1s}", "route.timeout: -1"),
-        ("{cluster: c, retry_policy: {retry_back_off: {base_interval: 1s, max_interval: 0.5s}}}", "retry_policy.retry_back_off.max_interval"),
-        ("{cluster: c, retry_policy: {retry_options_predicates: [{name: p}]}}", "retry_options_predicates[0]: retry options predicate p is not supported"),
+        (
+            "{cluster: c, retry_policy: {retry_back_off: {base_interval: 1s, max_interval: 0.5s}}}",
+            "retry_policy.retry_back_off.max_interval",
+        ),
+        (
+            "{cluster: c, retry_policy: {retry_options_predicates: [{name: p}]}}",
+            "retry_options_predicates[0]: retry options predicate p is not supported",
+        ),
         ("{cluster: c, request_mirror_policies: [{}]}", "request_mirror_policies[0]: neither cluster nor cluster_header"),
         ("{cluster: c, hash_policy: [{}]}", "hash_policy[0]: no policy_specifier"),
         ("{cluster: c, upgrade_configs: [{upgrade_type: a}, {upgrade_type: A}]}", "upgrade_configs[1].upgrade_type: \"A\""),
         ("{cluster: c, upgrade_configs: [{upgrade_type: websocket, connect_config: {}}]}", "upgrade_configs[0].connect_config"),
-        ("{cluster: c, internal_redirect_policy: {response_headers_to_copy: ['host']}}", "internal_redirect_policy.response_headers_to_copy[0]: \"host\""),
-        ("{cluster: c, host_rewrite_path_regex: {pattern: {regex: ''}}}", "host_rewrite_path_regex.pattern.regex: an empty regular expression"),
+        (
+            "{cluster: c, internal_redirect_policy: {response_headers_to_copy: ['host']}}",
+            "internal_redirect_policy.response_headers_to_copy[0]: \"host\"",
+        ),
+        (
+            "{cluster: c, host_rewrite_path_regex: {pattern: {regex: ''}}}",
+            "host_rewrite_path_regex.pattern.regex: an empty regular expression",
+        ),
     ] {
         let found = route(action);
         assert!(found.contains(wanted), "{action}\n{found}");
@@ -84,9 +106,15 @@ fn tables_and_virtual_hosts_are_refused_by_name() {
         ("{name: t, cluster_specifier_plugins: [{extension: {name: p}}]}", "cluster_specifier_plugins[0]: cluster specifier plugin p"),
         ("{name: t, virtual_hosts: [{name: v}]}", "virtual_hosts[0].domains: no domains"),
         ("{name: t, virtual_hosts: [{domains: [a]}]}", "virtual_hosts[0].name: nothing"),
-        ("{name: t, virtual_hosts: [{name: v, domains: [a]}, {name: w, domains: [A]}]}", "virtual_hosts[1].domains[0]: domain \"A\" is there twice"),
+        (
+            "{name: t, virtual_hosts: [{name: v, domains: [a]}, {name: w, domains: [A]}]}",
+            "virtual_hosts[1].domains[0]: domain \"A\" is there twice",
+        ),
         ("{name: t, virtual_hosts: [{name: v, domains: [a], virtual_clusters: [{name: c}]}]}", "virtual_clusters[0].headers: no headers"),
-        ("{name: t, virtual_hosts: [{name: v, domains: [a], matcher: {}, routes: [{match: {prefix: /}, route: {cluster: c}}]}]}", "virtual_hosts[0].matcher: matcher beside routes"),
+        (
+            "{name: t, virtual_hosts: [{name: v, domains: [a], matcher: {}, routes: [{match: {prefix: /}, route: {cluster: c}}]}]}",
+            "virtual_hosts[0].matcher: matcher beside routes",
+        ),
         (
             "{name: t, virtual_hosts: [{name: v, domains: [a], matcher: {on_no_match: {action: {name: a, typed_config: {'@type': type.googleapis.com/envoy.config.route.v3.RouteAction}}}}}]}",
             "virtual_hosts[0].matcher.on_no_match.action.typed_config: type envoy.config.route.v3.RouteAction",
@@ -105,7 +133,11 @@ fn one_report_names_everything_that_is_wrong() {
 
 #[test]
 fn unknown_clusters_refuse_where_they_are_validated() {
-    let yaml = |validate: &str| config(&format!("{{name: t, {validate} virtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, route: {{cluster: nope}}}}]}}]}}"));
+    let yaml = |validate: &str| {
+        config(&format!(
+            "{{name: t, {validate} virtual_hosts: [{{name: v, domains: ['*'], routes: [{{match: {{prefix: /}}, route: {{cluster: nope}}}}]}}]}}"
+        ))
+    };
     assert!(compile(&yaml(""), false).0.is_some());
     let (lab, report) = compile(&yaml(""), true);
     assert!(lab.is_none() && report.summary().contains("unknown cluster \"nope\""), "{}", report.summary());

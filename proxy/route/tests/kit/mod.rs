@@ -1,5 +1,5 @@
 //! Tables from YAML, requests, and a filter that takes per-route configuration.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::panic, clippy::unwrap_used, clippy::expect_used)]
 
 use http::{HeaderName, HeaderValue, Method};
 use nuncio_core::diag::{At, Report, Severity};
