@@ -202,7 +202,7 @@ impl HcmFactory {
             _ => Err(format!("filter {:?} has no typed_config", proto.name)),
         };
         match typed {
-            Ok(typed) if typed.name == RouterConfig::TYPE => RouterConfig::compile(&typed.value, cx.server, &config_at, cx.report),
+            Ok(typed) if typed.name == RouterConfig::TYPE => RouterConfig::compile(&typed.value, &config_at, cx.report),
             Ok(typed) => {
                 cx.report.error(&config_at, format!("the last filter is {} ({})", proto.name, typed.name), "the chain must end in envoy.filters.http.router");
                 None
@@ -410,6 +410,15 @@ fn refuse_unsupported(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut Facto
     if proto.forward_client_cert_matcher.is_some() {
         report.unsupported(&at.field("forward_client_cert_matcher"), "a client certificate matcher");
     }
+    if proto.http1_safe_max_connection_duration {
+        report.unsupported(&at.field("http1_safe_max_connection_duration"), "waiting for idle HTTP/1 connections beyond drain_timeout");
+    }
+    if proto.represent_ipv4_remote_address_as_ipv4_mapped_ipv6 {
+        report.unsupported(&at.field("represent_ipv4_remote_address_as_ipv4_mapped_ipv6"), "true");
+    }
+    if proto.add_proxy_protocol_connection_state == Some(false) {
+        report.unsupported(&at.field("add_proxy_protocol_connection_state"), "false");
+    }
     if proto.append_local_overload {
         report.unsupported(&at.field("append_local_overload"), "append_local_overload");
     }
@@ -421,6 +430,18 @@ fn refuse_unsupported(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut Facto
     }
     if proto.stream_flush_timeout.is_some() {
         report.warning(&at.field("stream_flush_timeout"), "set", "stream_idle_timeout bounds flushing");
+    }
+    if proto.record_route_resolution_stats {
+        report.warning(&at.field("record_route_resolution_stats"), "true", "route resolution is not measured");
+    }
+    #[allow(deprecated)]
+    for (set, name) in [
+        (proto.access_log_flush_interval.is_some(), "access_log_flush_interval"),
+        (proto.flush_access_log_on_new_request, "flush_access_log_on_new_request"),
+    ] {
+        if set {
+            report.warning(&at.field(name), "set", "one entry is written when the stream ends");
+        }
     }
     let flush = proto.access_log_options.as_ref();
     if flush.is_some_and(|o| o.access_log_flush_interval.is_some() || o.flush_access_log_on_new_request || o.flush_log_on_tunnel_successfully_established) {

@@ -1,11 +1,8 @@
 //! The router filter's own configuration. Compiled on the control thread.
 
 use nuncio_core::diag::{At, Report};
-use nuncio_core::registry::Server;
-use nuncio_format::AccessLogs;
 use nuncio_proto::envoy::extensions::filters::http::router::v3::Router;
 use nuncio_proto::Message;
-use std::sync::Arc;
 
 /// A compiled router filter.
 #[derive(Debug)]
@@ -20,7 +17,6 @@ pub struct RouterConfig {
     pub suppress_grpc_failure_stats: bool,
     /// Headers that must be well formed or the request is refused with 400.
     pub strict_check: Vec<Strict>,
-    pub upstream_logs: AccessLogs,
 }
 
 /// `strict_check_headers` values.
@@ -38,7 +34,7 @@ impl RouterConfig {
     pub const TYPE: &'static str = "envoy.extensions.filters.http.router.v3.Router";
 
     /// Compiles wire bytes.
-    pub fn compile(config: &[u8], server: &Arc<Server>, at: &At<'_>, report: &mut Report) -> Option<Self> {
+    pub fn compile(config: &[u8], at: &At<'_>, report: &mut Report) -> Option<Self> {
         let proto = match Router::decode(config) {
             Ok(proto) => proto,
             Err(error) => {
@@ -74,14 +70,19 @@ impl RouterConfig {
         if proto.upstream_log_options.is_some() {
             report.warning(&at.field("upstream_log_options"), "set", "upstream logs are written when the attempt ends");
         }
-        let upstream_logs = AccessLogs::compile(&proto.upstream_log, server, &at.field("upstream_log"), report)?;
+        // Nothing writes logs of single attempts; the connection manager's access log tells the last one.
+        if !proto.upstream_log.is_empty() {
+            report.unsupported(&at.field("upstream_log"), "a log of upstream attempts");
+        }
+        if proto.reject_connect_request_early_data == Some(true) {
+            report.unsupported(&at.field("reject_connect_request_early_data"), "true");
+        }
         Some(Self {
             dynamic_stats: proto.dynamic_stats.unwrap_or(true),
             suppress_envoy_headers: proto.suppress_envoy_headers,
             respect_expected_rq_timeout: proto.respect_expected_rq_timeout,
             suppress_grpc_failure_stats: proto.suppress_grpc_request_failure_code_stats,
             strict_check,
-            upstream_logs,
         })
     }
 }
