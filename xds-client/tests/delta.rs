@@ -1,5 +1,7 @@
 //! What a delta session sends, message by message.
 
+#![allow(clippy::unwrap_used)] // Helpers outside of test functions.
+
 use nuncio_proto::Any;
 use nuncio_proto::envoy::config::core::v3::Node;
 use nuncio_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};

@@ -1,5 +1,7 @@
 //! A session over real gRPC: requests flow before the server answers, updates are acknowledged, a lost stream is resumed.
 
+#![allow(clippy::unwrap_used)] // Helpers outside of test functions.
+
 use futures_util::future::LocalBoxFuture;
 use nuncio_proto::envoy::config::core::v3::Node;
 use nuncio_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};

@@ -74,7 +74,7 @@ mod tests {
         assert_eq!(with(|s| general(s, 0.5, 6)), "0.5");
         assert_eq!(with(|s| general(s, 1_800_000.0, 32)), "1800000");
         assert_eq!(with(|s| general(s, 0.0, 32)), "0");
-        assert_eq!(with(|s| general(s, 80.496_894_409_937_89, 32)), "80.496894409937894465656427200884");
+        assert_eq!(with(|s| general(s, 80.496_894_409_937_9, 32)), "80.496894409937894465656427200884");
         assert_eq!(with(|s| shortest(s, 1033.3333333333333)), "1033.3333333333333");
         assert_eq!(with(|s| shortest(s, 2.5e17)), "2.5e+17");
         assert_eq!(with(|s| json(s, 300_000.0)), "3e+05");
