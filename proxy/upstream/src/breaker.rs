@@ -2,8 +2,10 @@
 //! Source: Envoy's `envoy/config/cluster/v3/circuit_breaker.proto` and `resource_manager_impl.h`.
 
 use crate::context::RoutingPriority;
+use crate::host::millis;
 use nuncio_stats::Gauge;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// One counted resource.
 #[derive(Debug)]
@@ -37,14 +39,6 @@ impl Resource {
     pub(crate) fn acquire(&self) -> bool {
         self.current.fetch_add(1, Ordering::Relaxed) + 1 == u64::from(self.max)
     }
-    /// Takes one if it fits; otherwise false.
-    pub(crate) fn try_acquire(&self) -> bool {
-        if !self.can_create() {
-            return false;
-        }
-        self.acquire();
-        true
-    }
     /// Gives one back. True if this left the limit.
     pub(crate) fn release(&self) -> bool {
         self.current.fetch_sub(1, Ordering::Relaxed) == u64::from(self.max)
@@ -58,6 +52,35 @@ pub struct RetryBudget {
     pub budget_percent: f64,
     /// Retries that are always allowed. Default 3.
     pub min_retry_concurrency: u32,
+    /// `budget_interval`: requests begun within it count too, not only those that run; zero for none.
+    pub interval: Duration,
+}
+
+/// Requests begun in about the last interval: the current slice, and the previous one as far as it still reaches.
+#[derive(Debug, Default)]
+struct Recent {
+    /// Number of the current slice, and what began in it and the one before; one word each, no lock.
+    slice: AtomicU64,
+    current: AtomicU64,
+    previous: AtomicU64,
+}
+
+impl Recent {
+    /// Goes on to the slice of `now`; gives how far it is gone, 0 to 1. Workers may race; a budget may be off by their requests.
+    fn turn(&self, interval: Duration, now: u64) -> f64 {
+        let length = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX).max(1);
+        let slice = now / length;
+        let seen = self.slice.load(Ordering::Relaxed);
+        if seen != slice && self.slice.compare_exchange(seen, slice, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            let last = self.current.swap(0, Ordering::Relaxed);
+            self.previous.store(if slice == seen + 1 { last } else { 0 }, Ordering::Relaxed);
+        }
+        (now % length) as f64 / length as f64
+    }
+    fn count(&self, interval: Duration, now: u64) -> u64 {
+        let gone = self.turn(interval, now);
+        self.current.load(Ordering::Relaxed) + (self.previous.load(Ordering::Relaxed) as f64 * (1.0 - gone)) as u64
+    }
 }
 
 /// `CircuitBreakers.Thresholds` of one priority.
@@ -72,32 +95,55 @@ pub struct Thresholds {
     pub budget: Option<RetryBudget>,
     /// `track_remaining`: whether `remaining_*` gauges are kept.
     pub track_remaining: bool,
+    recent: Option<Box<Recent>>,
 }
 
 impl Default for Thresholds {
     fn default() -> Self {
-        Self {
-            connections: Resource::new(1024),
-            pending: Resource::new(1024),
-            requests: Resource::new(1024),
-            retries: Resource::new(3),
-            pools: Resource::new(u32::MAX),
-            budget: None,
-            track_remaining: false,
-        }
+        Self::new(1024, 1024, 1024, 3, u32::MAX, None, false)
     }
 }
 
 impl Thresholds {
+    pub(crate) fn new(
+        connections: u32,
+        pending: u32,
+        requests: u32,
+        retries: u32,
+        pools: u32,
+        budget: Option<RetryBudget>,
+        track_remaining: bool,
+    ) -> Self {
+        Self {
+            connections: Resource::new(connections),
+            pending: Resource::new(pending),
+            requests: Resource::new(requests),
+            retries: Resource::new(retries),
+            pools: Resource::new(pools),
+            recent: budget.filter(|b| !b.interval.is_zero()).map(|_| Box::default()),
+            budget,
+            track_remaining,
+        }
+    }
     /// How many retries may run at once now: `max_retries`, or what the budget gives.
     pub fn max_retries(&self) -> u64 {
         match self.budget {
             None => u64::from(self.retries.max()),
             Some(budget) => {
-                let active = self.requests.current().saturating_add(self.pending.current());
+                let mut active = self.requests.current().saturating_add(self.pending.current());
+                if let Some(recent) = &self.recent {
+                    active = active.max(recent.count(budget.interval, millis(Instant::now())));
+                }
                 let share = (budget.budget_percent / 100.0 * active as f64) as u64;
                 share.max(u64::from(budget.min_retry_concurrency))
             }
+        }
+    }
+    /// A request begins; only budgets with an interval look.
+    pub(crate) fn request_began(&self) {
+        if let (Some(recent), Some(budget)) = (&self.recent, &self.budget) {
+            recent.turn(budget.interval, millis(Instant::now()));
+            recent.current.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

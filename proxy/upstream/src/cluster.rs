@@ -1,23 +1,34 @@
 //! The runtime form of one `envoy.config.cluster.v3.Cluster`: compiled on the control thread, immutable but for endpoints,
 //! health and counters, read by every worker through its `ClusterSlot`.
 
-use crate::breaker::{CircuitBreakers, Kind};
+use crate::breaker::{BreakerStats, CircuitBreakers, Kind, Thresholds};
+use crate::compile;
 use crate::context::RoutingPriority;
-use crate::host::{Host, LazyMetadata};
-use crate::outlier::Outcome;
-use crate::stats::ClusterStats;
+use crate::dns::{DnsSpec, DnsState};
+use crate::host::{Health, HealthFlags, Host, LazyMetadata, millis};
+use crate::original_dst::OriginalDstState;
+use crate::outlier::{self, Outcome, OutlierState, Rates};
+use crate::shared::Shared;
+use crate::spec::{Discovery, LocalityMode, ProtocolMode, Spec};
+use crate::stats::{ClusterStats, EndpointStats};
+use crate::view::{Endpoints, Membership, View};
+use arc_swap::{ArcSwap, ArcSwapOption};
 use nuncio_core::HttpVersion;
-use nuncio_core::diag::Report;
+use nuncio_core::diag::{At, Report};
 use nuncio_core::registry::{Registry, Server};
 use nuncio_core::views::ClusterView;
+use nuncio_http::options::{ClientOptions, CodecStats};
 use nuncio_proto::envoy::config::cluster::v3 as pb;
-use nuncio_proto::envoy::config::core::v3::Metadata;
+use nuncio_proto::envoy::config::core::v3::{ConfigSource, Locality, Metadata};
 use nuncio_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use nuncio_stats::{Scope, Store};
 use nuncio_tls::SecretStore;
 use std::any::Any;
+use std::collections::HashSet;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 /// What compiling a cluster needs.
 pub struct ClusterCx<'a> {
@@ -25,6 +36,7 @@ pub struct ClusterCx<'a> {
     pub secrets: &'a Arc<SecretStore>,
     /// Factories of `Cluster.filters`.
     pub registry: &'a Registry,
+    pub shared: &'a Arc<Shared>,
     pub report: &'a mut Report,
     /// From CDS, not from the bootstrap.
     pub added_via_api: bool,
@@ -32,30 +44,334 @@ pub struct ClusterCx<'a> {
 
 /// A cluster.
 pub struct Cluster {
-    name: Arc<str>,
+    pub(crate) id: u64,
+    pub(crate) name: Arc<str>,
     observability_name: Arc<str>,
     metadata: LazyMetadata,
+    pub(crate) spec: Spec,
     breakers: CircuitBreakers,
+    endpoints: ArcSwap<Endpoints>,
+    /// Endpoint updates come one at a time.
+    updating: Mutex<()>,
+    view: ArcSwapOption<View>,
+    building: Mutex<()>,
+    /// Grows with every change of endpoints or health.
+    epoch: AtomicU64,
     stats: OnceLock<Box<ClusterStats>>,
+    endpoint_stats: OnceLock<Box<EndpointStats>>,
+    codec: OnceLock<Arc<ClientOptions>>,
+    outlier: Option<Box<OutlierState>>,
+    dns: Option<Box<Mutex<DnsState>>>,
+    original_dst: Option<Box<OriginalDstState>>,
+    /// The first endpoints (or the first answer) are there.
+    initialized: AtomicBool,
+    retired: AtomicBool,
+    added_via_api: bool,
     server: Arc<Server>,
+    shared: Arc<Shared>,
+}
+
+/// `cluster.<name>.`, with what separates names from stats replaced as in Envoy.
+pub(crate) fn scope(store: &Store, name: &str) -> Scope {
+    let name = name.replace("://", "_").replace(":/", "_").replace(':', "_");
+    store.root().scope(&format!("cluster.{name}."))
 }
 
 impl Cluster {
     /// Compiles `proto`; None means refused, the reasons are in `cx.report`. STATIC clusters have their hosts at once;
     /// EDS clusters wait for [`Self::update_endpoints`], DNS clusters for their manager.
-    pub fn compile(_proto: &pb::Cluster, _cx: &mut ClusterCx<'_>) -> Option<Arc<Self>> {
-        None
+    pub fn compile(proto: &pb::Cluster, cx: &mut ClusterCx<'_>) -> Option<Arc<Self>> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let at = At::Root;
+        let errors = cx.report.errors();
+        let spec = compile::spec(proto, &at, cx)?;
+        let breakers_at = at.field("circuit_breakers");
+        let breakers = compile::breakers(proto.circuit_breakers.as_ref(), &proto.name, &cx.server.runtime, &breakers_at, cx.report);
+        let locality = cx.server.node.locality.as_ref();
+        let endpoints = match (&spec.discovery, &proto.load_assignment) {
+            (Discovery::Static, Some(assignment)) => {
+                compile::endpoints(assignment, &spec, &Endpoints::default(), locality, &at.field("load_assignment"), cx.report)?
+            }
+            _ => Endpoints::default(),
+        };
+        if cx.report.errors() > errors {
+            return None;
+        }
+        let name: Arc<str> = proto.name.as_str().into();
+        let observability_name = if proto.alt_stat_name.is_empty() { name.clone() } else { proto.alt_stat_name.as_str().into() };
+        let cluster = Arc::new(Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            metadata: LazyMetadata::new(proto.metadata.as_ref()),
+            breakers,
+            endpoints: ArcSwap::from_pointee(endpoints),
+            updating: Mutex::new(()),
+            view: ArcSwapOption::empty(),
+            building: Mutex::new(()),
+            epoch: AtomicU64::new(1),
+            stats: OnceLock::new(),
+            endpoint_stats: OnceLock::new(),
+            codec: OnceLock::new(),
+            outlier: spec.outlier.as_ref().map(|_| Box::default()),
+            dns: matches!(spec.discovery, Discovery::Dns(_)).then(Box::default),
+            original_dst: matches!(spec.discovery, Discovery::OriginalDst(_)).then(Box::default),
+            initialized: AtomicBool::new(matches!(spec.discovery, Discovery::Static | Discovery::OriginalDst(_))),
+            retired: AtomicBool::new(false),
+            added_via_api: cx.added_via_api,
+            server: cx.server.clone(),
+            shared: cx.shared.clone(),
+            spec,
+            name,
+            observability_name,
+        });
+        if matches!(cluster.spec.discovery, Discovery::Static) {
+            cluster.count_membership();
+        }
+        Some(cluster)
     }
     /// Takes an endpoint assignment. Hosts are known by address: counters, outlier state and connections of those that stay
     /// are kept. Errors refuse the whole assignment.
-    pub fn update_endpoints(&self, _assignment: &ClusterLoadAssignment) -> Result<(), Report> {
+    pub fn update_endpoints(&self, assignment: &ClusterLoadAssignment) -> Result<(), Report> {
+        let updating = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.endpoints.load_full();
+        let mut report = Report::new();
+        let locality = self.server.node.locality.as_ref();
+        let Some(after) = compile::endpoints(assignment, &self.spec, &before, locality, &At::Root, &mut report) else {
+            return Err(report);
+        };
+        if assignment.endpoints.is_empty() {
+            self.endpoint_stats().update_empty.inc();
+        }
+        self.replace_endpoints(&before, after);
+        drop(updating);
         Ok(())
+    }
+    /// Whether the endpoints of both come from the very same source, so that [`Self::inherit`] makes sense.
+    pub(crate) fn same_source(&self, other: &Self) -> bool {
+        match (&self.spec.discovery, &other.spec.discovery) {
+            (Discovery::Eds { name: a, source: b }, Discovery::Eds { name: c, source: d }) => a == c && b == d,
+            (Discovery::Dns(a), Discovery::Dns(b)) => a.assignment == b.assignment && a.logical == b.logical && a.family == b.family,
+            (Discovery::Static, Discovery::Static) | (Discovery::OriginalDst(_), Discovery::OriginalDst(_)) => true,
+            _ => false,
+        }
+    }
+    /// Takes over the hosts of the cluster that this one replaces, and what is known of them.
+    pub(crate) fn inherit(&self, old: &Self) {
+        let updating = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.endpoints.load_full();
+        // Which transport socket a host needs is this cluster's own business.
+        let adapt = |host: &Arc<Host>| {
+            let transport = compile::transport(&self.spec.transports, host.metadata.get());
+            if transport == host.transport {
+                return Some(host.clone());
+            }
+            Some(Arc::new(Host { transport, ..host.describe() }))
+        };
+        match &self.spec.discovery {
+            Discovery::Static => {
+                // The hosts are this cluster's, their states the old one's.
+                let known: std::collections::HashMap<_, _> =
+                    old.endpoints.load().hosts().map(|h| (h.address.clone(), h.state.clone())).collect();
+                let after = before.map(|h| match known.get(&h.address) {
+                    Some(state) => Some(Arc::new(Host { state: state.clone(), ..h.describe() })),
+                    None => Some(h.clone()),
+                });
+                self.replace_endpoints(&before, after);
+            }
+            Discovery::OriginalDst(_) => {
+                if let (Some(mine), Some(theirs)) = (&self.original_dst, &old.original_dst) {
+                    mine.adopt(theirs);
+                }
+            }
+            Discovery::Eds { .. } | Discovery::Dns(_) => {
+                if !old.initialized.load(Ordering::Acquire) {
+                    return;
+                }
+                if let (Some(mine), Some(theirs)) = (&self.dns, &old.dns) {
+                    let theirs = theirs.lock().unwrap_or_else(PoisonError::into_inner);
+                    *mine.lock().unwrap_or_else(PoisonError::into_inner) = theirs.clone();
+                }
+                self.replace_endpoints(&before, old.endpoints.load().map(adapt));
+            }
+        }
+        drop(updating);
+    }
+    fn replace_endpoints(&self, before: &Arc<Endpoints>, after: Endpoints) {
+        let staying: HashSet<u64, foldhash::fast::RandomState> = after.hosts().map(|h| h.id).collect();
+        let known: HashSet<u64, foldhash::fast::RandomState> = before.hosts().map(|h| h.id).collect();
+        let after = self.keep_pending(before, after, &staying);
+        let mut left = 0u64;
+        for host in before.hosts().filter(|h| !staying.contains(&h.id)) {
+            if host.flags().has(HealthFlags::PENDING_DYNAMIC_REMOVAL) {
+                continue;
+            }
+            left += 1;
+            host.set_removed(true);
+            if self.outlier.is_some() {
+                outlier::host_removed(self, host);
+            }
+        }
+        let came = after.hosts().filter(|h| !known.contains(&h.id)).count() as u64;
+        let first = !self.initialized.swap(true, Ordering::AcqRel);
+        let same = !first && came == 0 && left == 0 && after.same_as(before);
+        if same {
+            self.endpoint_stats().update_no_rebuild.inc();
+            return;
+        }
+        self.endpoints.store(Arc::new(after));
+        self.bump();
+        self.count_membership();
+        if came + left > 0 {
+            self.endpoint_stats().membership_change.inc();
+        }
+        if left > 0 {
+            self.shared.signal();
+        }
+        self.prepare();
+    }
+    /// Active health checks keep hosts that are gone from the assignment for as long as they are healthy, unless told otherwise.
+    fn keep_pending(&self, before: &Endpoints, mut after: Endpoints, staying: &HashSet<u64, foldhash::fast::RandomState>) -> Endpoints {
+        if self.spec.health_checks.is_empty() || self.spec.ignore_health_on_removal {
+            return after;
+        }
+        for (priority, set) in before.sets.iter().enumerate() {
+            for locality in &set.localities {
+                for host in locality.hosts.iter().filter(|h| !staying.contains(&h.id)) {
+                    if !host.flags().has(HealthFlags::FAILED_ACTIVE_HC) {
+                        host.set_flag(HealthFlags::PENDING_DYNAMIC_REMOVAL);
+                        after.add(priority, locality, host.clone());
+                    }
+                }
+            }
+        }
+        after
+    }
+    /// Whether endpoints came already.
+    pub(crate) fn has_endpoints(&self) -> bool {
+        self.initialized.load(Ordering::Acquire)
+    }
+    /// Takes over the assignment of another cluster that has the same one; its hosts have states of their own here.
+    pub(crate) fn copy_endpoints(&self, other: &Self) {
+        let updating = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.endpoints.load_full();
+        let copy = |host: &Arc<Host>| {
+            let transport = compile::transport(&self.spec.transports, host.metadata.get());
+            Some(Arc::new(Host { transport, state: compile::fresh(&self.spec, host.eds_health), ..host.describe() }))
+        };
+        self.replace_endpoints(&before, other.endpoints.load().map(copy));
+        drop(updating);
+    }
+    /// ORIGINAL_DST: forgets hosts that nobody used for a while.
+    pub(crate) fn cleanup(&self) {
+        if let Some(state) = &self.original_dst
+            && state.cleanup() > 0
+        {
+            self.shared.signal();
+        }
+    }
+    /// Its stats go as soon as nobody holds them; unless a cluster of the same name comes again.
+    pub(crate) fn forget_stats(&self) {
+        scope(&self.server.stats, &self.observability_name).remove();
+    }
+    /// Removes hosts that were only kept because they were healthy, once they are not.
+    pub(crate) fn drop_pending(&self) {
+        let _updating = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.endpoints.load_full();
+        let both = HealthFlags::PENDING_DYNAMIC_REMOVAL | HealthFlags::FAILED_ACTIVE_HC;
+        let gone: HashSet<u64> = before.hosts().filter(|h| h.flags().0 & both == both).map(|h| h.id).collect();
+        if gone.is_empty() {
+            return;
+        }
+        for host in before.hosts().filter(|h| gone.contains(&h.id)) {
+            host.clear_flag(HealthFlags::PENDING_DYNAMIC_REMOVAL);
+        }
+        self.replace_endpoints(&before, before.map(|h| (!gone.contains(&h.id)).then(|| h.clone())));
+    }
+    /// Whether something changed since the view was built.
+    fn current_epoch(&self) -> u64 {
+        let local = if self.shared.has_local() { self.shared.local_epoch() } else { 0 };
+        self.epoch.load(Ordering::Acquire).wrapping_add(local)
+    }
+    fn bump(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+        if self.spec.lb.is_local {
+            self.shared.set_local_view(Some(self.view()));
+        }
+    }
+    /// Whether `view` is what load balancing should work on.
+    pub(crate) fn is_current(&self, view: &View) -> bool {
+        view.epoch == self.current_epoch()
+    }
+    /// What load balancing works on, built if it is not there.
+    pub(crate) fn view(&self) -> Arc<View> {
+        if let Some(view) = self.view.load_full().filter(|v| self.is_current(v)) {
+            return view;
+        }
+        let building = self.building.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(view) = self.view.load_full().filter(|v| self.is_current(v)) {
+            return view;
+        }
+        let epoch = self.current_epoch();
+        let local = match (&self.spec.lb.locality, self.spec.lb.is_local) {
+            (LocalityMode::ZoneAware(_), false) => self.shared.local_view(),
+            _ => None,
+        };
+        let stats = local.as_ref().map(|_| &self.stats().lb);
+        let view = Arc::new(View::build(epoch, self.endpoints.load_full(), &self.spec.lb, local.as_deref(), stats));
+        self.view.store(Some(view.clone()));
+        drop(building);
+        view
+    }
+    /// Builds the view now if this cluster is in use, so that no worker has to.
+    fn prepare(&self) {
+        if self.view.load().is_some() {
+            self.view().prepare(&self.spec.lb);
+        }
+    }
+    /// A host became unhealthy (or healthy again).
+    pub(crate) fn health_changed(&self, _host: &Host, healthy: bool) {
+        self.bump();
+        self.count_membership();
+        if !healthy {
+            self.shared.signal();
+        }
+    }
+    /// An active health check passed for the first time, or again.
+    pub(crate) fn passed_health_check(&self, host: &Host, now: Instant) {
+        host.set_healthy_since(millis(now));
+    }
+    fn count_membership(&self) {
+        let stats = self.endpoint_stats();
+        let membership = self.membership();
+        let set = |gauge: &nuncio_stats::Gauge, n: usize| gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
+        set(&stats.membership_total, membership.total);
+        set(&stats.membership_healthy, membership.healthy);
+        set(&stats.membership_degraded, membership.degraded);
+        set(&stats.membership_excluded, membership.excluded);
+    }
+    pub(crate) fn membership(&self) -> Membership {
+        let mut m = Membership::default();
+        for host in self.endpoints.load().hosts() {
+            let flags = host.flags();
+            m.total += 1;
+            m.excluded += usize::from(flags.has(HealthFlags::EXCLUDED));
+            match flags.coarse() {
+                Health::Healthy => m.healthy += 1,
+                Health::Degraded => m.degraded += 1,
+                Health::Unhealthy => {}
+            }
+        }
+        m
     }
     /// Stats under `cluster.<alt_stat_name or name>.`, made on first use.
     pub fn stats(&self) -> &ClusterStats {
         self.stats.get_or_init(|| {
-            Box::new(ClusterStats::new(&self.server.stats.root().scope(&format!("cluster.{}.", self.observability_name)), (false, false)))
+            let track = (self.breakers.default.track_remaining, self.breakers.high.track_remaining);
+            Box::new(ClusterStats::new(&scope(&self.server.stats, &self.observability_name), track))
         })
+    }
+    /// Stats of endpoints, made on first use.
+    pub fn endpoint_stats(&self) -> &EndpointStats {
+        self.endpoint_stats.get_or_init(|| Box::new(EndpointStats::new(&scope(&self.server.stats, &self.observability_name))))
     }
     /// The circuit breakers.
     pub fn breakers(&self) -> &CircuitBreakers {
@@ -64,37 +380,220 @@ impl Cluster {
     /// A place for one retry, held until the retry ends; none if `max_retries` or the retry budget forbids (then
     /// `upstream_rq_retry_overflow` is the caller's to count).
     pub fn try_retry(self: &Arc<Self>, priority: RoutingPriority) -> Option<RetryGuard> {
-        let stats = self.breaker_stats(priority);
-        self.breakers.at(priority).try_acquire(Kind::Retry, stats).then(|| RetryGuard { cluster: self.clone(), priority })
+        let (thresholds, stats) = self.breaker(priority);
+        thresholds.try_acquire(Kind::Retry, stats).then(|| RetryGuard { cluster: self.clone(), priority })
     }
     /// Tells outlier detection how `host` did, and ejects it if it is due.
-    pub fn report(&self, _host: &Host, _outcome: Outcome) {}
+    pub fn report(&self, host: &Host, outcome: Outcome) {
+        if let Some(spec) = &self.spec.outlier {
+            outlier::report(self, spec, host, outcome);
+        }
+    }
+    /// One interval of outlier detection. Called by the manager; tests call it with any `now`.
+    pub fn outlier_tick(&self, now: Instant) {
+        if let Some(spec) = &self.spec.outlier {
+            outlier::tick(self, spec, now);
+        }
+    }
+    /// How often [`Self::outlier_tick`] is due; none without outlier detection.
+    pub fn outlier_interval(&self) -> Option<Duration> {
+        self.spec.outlier.as_ref().map(|s| s.interval)
+    }
     /// `common_http_protocol_options.max_stream_duration` towards the upstream.
     pub fn max_stream_duration(&self) -> Option<Duration> {
-        None
+        self.spec.http.max_stream_duration
     }
     /// `per_connection_buffer_limit_bytes`. Default 1 MiB.
     pub fn buffer_limit(&self) -> u32 {
-        1 << 20
+        self.spec.buffer_limit
+    }
+    /// `connect_timeout`.
+    pub fn connect_timeout(&self) -> Duration {
+        self.spec.connect_timeout
     }
     /// Whether this request is to be dropped (`ClusterLoadAssignment.policy.drop_overloads`); answer 503 with flag DO and
     /// details `drop_overload`. Counts nothing.
     pub fn should_drop(&self) -> bool {
-        false
+        let drop = self.endpoints.load().drop_overload;
+        drop > 0.0 && fastrand::f64() < drop
     }
     /// Hosts of all priorities as they are now, in the order of the assignment.
     pub fn hosts(&self) -> Vec<Arc<Host>> {
-        Vec::new()
+        match &self.original_dst {
+            Some(state) => state.all(),
+            None => self.endpoints.load().hosts().cloned().collect(),
+        }
     }
     /// Number of hosts of all priorities; 0 makes the router answer `no_healthy_upstream`.
     pub fn host_count(&self) -> usize {
-        0
+        self.count_hosts(|_| false).1
     }
-    pub(crate) fn breaker_stats(&self, priority: RoutingPriority) -> &crate::breaker::BreakerStats {
-        match priority {
-            RoutingPriority::Default => &self.stats().default_breakers,
-            RoutingPriority::High => &self.stats().high_breakers,
+    /// How many hosts meet `which`, and how many there are.
+    pub(crate) fn count_hosts(&self, which: impl Fn(&Host) -> bool) -> (usize, usize) {
+        let count =
+            |hosts: &mut dyn Iterator<Item = &Arc<Host>>| hosts.fold((0, 0), |(meets, all), h| (meets + usize::from(which(h)), all + 1));
+        match &self.original_dst {
+            Some(state) => count(&mut state.all().iter()),
+            None => count(&mut self.endpoints.load().hosts()),
         }
+    }
+    /// Whether it came from CDS.
+    pub fn added_via_api(&self) -> bool {
+        self.added_via_api
+    }
+    /// The assignment that an EDS cluster wants.
+    pub fn eds_name(&self) -> Option<&Arc<str>> {
+        self.eds().map(|(name, _)| name)
+    }
+    pub(crate) fn eds(&self) -> Option<(&Arc<str>, &Arc<ConfigSource>)> {
+        match &self.spec.discovery {
+            Discovery::Eds { name, source } => Some((name, source)),
+            _ => None,
+        }
+    }
+    /// Whether endpoints came from EDS, so that admin shows `eds_service_name`.
+    pub fn kind(&self) -> &'static str {
+        match &self.spec.discovery {
+            Discovery::Static => "STATIC",
+            Discovery::Eds { .. } => "EDS",
+            Discovery::Dns(dns) if dns.logical => "LOGICAL_DNS",
+            Discovery::Dns(_) => "STRICT_DNS",
+            Discovery::OriginalDst(_) => "ORIGINAL_DST",
+        }
+    }
+    /// Success rates of the last interval: external and local origin; none without outlier detection.
+    pub fn success_rates(&self) -> Option<(Rates, Rates)> {
+        self.outlier.as_ref().map(|o| *o.rates.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+    /// Transport socket matches by name, and the one that `host` uses (`default` for the cluster's own).
+    pub fn transport_socket_of(&self, host: &Host) -> &str {
+        self.spec.transports.get(usize::from(host.transport)).map_or("default", |t| &t.name)
+    }
+    /// Last DNS failures, each with its name; empty if all is well.
+    pub fn dns_errors(&self) -> Vec<(String, String)> {
+        let (Some(state), Some(spec)) = (&self.dns, self.dns_spec()) else { return Vec::new() };
+        let state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        let named = spec.targets.iter().zip(&state.errors).filter_map(|(t, e)| Some((t.name.to_string(), e.clone()?)));
+        named.collect()
+    }
+    pub(crate) fn breaker(&self, priority: RoutingPriority) -> (&Thresholds, &BreakerStats) {
+        let stats = self.stats();
+        match priority {
+            RoutingPriority::Default => (&self.breakers.default, &stats.default_breakers),
+            RoutingPriority::High => (&self.breakers.high, &stats.high_breakers),
+        }
+    }
+    pub(crate) fn dns_spec(&self) -> Option<&DnsSpec> {
+        match &self.spec.discovery {
+            Discovery::Dns(spec) => Some(spec),
+            _ => None,
+        }
+    }
+    /// What target `index` resolved to.
+    pub(crate) fn dns_answer(&self, index: usize, answer: Result<crate::dns::Answer, String>) {
+        let (Some(state), Some(spec)) = (&self.dns, self.dns_spec()) else { return };
+        let updating = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+        let stats = self.endpoint_stats();
+        let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.answers.resize(spec.targets.len(), None);
+        state.errors.resize(spec.targets.len(), None);
+        match answer {
+            Ok(answer) => {
+                stats.update_success.inc();
+                if answer.addresses.is_empty() {
+                    stats.update_empty.inc();
+                }
+                if let Some(error) = state.errors.get_mut(index) {
+                    *error = answer.addresses.is_empty().then(|| "no addresses".to_string());
+                }
+                // A logical host without address keeps the one it has.
+                if let Some(place) = state.answers.get_mut(index)
+                    && !(spec.logical && answer.addresses.is_empty())
+                {
+                    *place = Some(answer.addresses);
+                }
+            }
+            Err(why) => {
+                stats.update_failure.inc();
+                if let Some(error) = state.errors.get_mut(index) {
+                    *error = Some(why);
+                }
+            }
+        }
+        let before = self.endpoints.load_full();
+        let after = crate::resolved::endpoints(spec, &mut state, &self.spec, &before, self.server.node.locality.as_ref());
+        drop(state);
+        self.replace_endpoints(&before, after);
+        drop(updating);
+    }
+    pub(crate) fn original_dst(&self) -> Option<&OriginalDstState> {
+        self.original_dst.as_deref()
+    }
+    /// State of outlier detection; what is never used if it is not configured.
+    pub(crate) fn outlier_state(&self) -> &OutlierState {
+        static NONE: OnceLock<OutlierState> = OnceLock::new();
+        self.outlier.as_deref().unwrap_or_else(|| NONE.get_or_init(OutlierState::default))
+    }
+    pub(crate) fn log_outlier(&self, line: impl FnOnce() -> String) {
+        if let Some(log) = &self.shared.event_log {
+            log.write(&line());
+        }
+    }
+    /// Codec options with this cluster's counters.
+    pub(crate) fn codec(&self) -> &Arc<ClientOptions> {
+        self.codec.get_or_init(|| {
+            let http = &self.spec.http;
+            let h2 = http.mode == ProtocolMode::H2;
+            let scope = self.stats().scope().scope(if h2 { "http2." } else { "http1." });
+            let mut h2_options = http.h2.clone();
+            h2_options.max_send_buffer = h2_options.max_send_buffer.min(self.spec.buffer_limit.max(16_384) as usize);
+            Arc::new(ClientOptions {
+                h1: http.h1.clone(),
+                h2: h2_options,
+                max_headers_kb: http.max_headers_kb,
+                max_headers_count: http.max_headers_count,
+                stats: CodecStats {
+                    dropped_headers_with_underscores: scope.counter("dropped_headers_with_underscores"),
+                    requests_rejected_with_underscores_in_headers: scope.counter("requests_rejected_with_underscores_in_headers"),
+                    header_overflow: scope.counter("header_overflow"),
+                    keepalive_timeout: scope.counter("keepalive_timeout"),
+                    rx_reset: scope.counter("rx_reset"),
+                    tx_reset: scope.counter("tx_reset"),
+                    rx_messaging_error: scope.counter("rx_messaging_error"),
+                    trailers: scope.counter("trailers"),
+                    goaway_sent: scope.counter("goaway_sent"),
+                },
+            })
+        })
+    }
+    /// Whether the first endpoints are there; without `wait_for_warm_on_init` it says so at once.
+    pub fn is_initialized(&self) -> bool {
+        !self.spec.wait_for_warm || self.initialized.load(Ordering::Acquire)
+    }
+    /// Goes on without endpoints.
+    pub(crate) fn give_up_waiting(&self) {
+        self.initialized.store(true, Ordering::Release);
+    }
+    /// Whether every secret of its transport sockets is there.
+    pub(crate) fn secrets_ready(&self) -> bool {
+        self.spec.transports.iter().filter_map(|t| t.socket.tls()).all(|tls| tls.ready())
+    }
+    /// Whether it was removed or replaced; its connections drain.
+    pub fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
+    }
+    pub(crate) fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
+        if self.spec.lb.is_local {
+            self.shared.set_local_view(None);
+        }
+        self.shared.signal();
+    }
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+    pub(crate) fn locality(&self) -> Option<&Locality> {
+        self.server.node.locality.as_ref()
     }
 }
 
@@ -108,8 +607,15 @@ impl ClusterView for Cluster {
     fn metadata(&self) -> Option<&Metadata> {
         self.metadata.get()
     }
-    fn upstream_protocol(&self, _downstream: HttpVersion) -> HttpVersion {
-        HttpVersion::Http11
+    fn upstream_protocol(&self, downstream: HttpVersion) -> HttpVersion {
+        match self.spec.http.mode {
+            ProtocolMode::H1 | ProtocolMode::Auto => HttpVersion::Http11,
+            ProtocolMode::H2 => HttpVersion::Http2,
+            ProtocolMode::UseDownstream => match downstream {
+                HttpVersion::Http2 | HttpVersion::Http3 => HttpVersion::Http2,
+                HttpVersion::Http10 | HttpVersion::Http11 => HttpVersion::Http11,
+            },
+        }
     }
     fn as_any(&self) -> &dyn Any {
         self
@@ -118,7 +624,7 @@ impl ClusterView for Cluster {
 
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Cluster").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Cluster").field("name", &self.name).field("type", &self.kind()).finish_non_exhaustive()
     }
 }
 
@@ -131,6 +637,7 @@ pub struct RetryGuard {
 
 impl Drop for RetryGuard {
     fn drop(&mut self) {
-        self.cluster.breakers.at(self.priority).release(Kind::Retry, self.cluster.breaker_stats(self.priority));
+        let (thresholds, stats) = self.cluster.breaker(self.priority);
+        thresholds.release(Kind::Retry, stats);
     }
 }

@@ -30,6 +30,8 @@ impl HealthFlags {
     pub const ACTIVE_HC_TIMEOUT: u32 = 1 << 8;
     pub const EDS_STATUS_DRAINING: u32 = 1 << 9;
     pub const DEGRADED_OUTLIER_DETECTION: u32 = 1 << 10;
+    /// Hosts that do not count when health is turned into load.
+    pub const EXCLUDED: u32 = Self::PENDING_ACTIVE_HC | Self::EXCLUDED_VIA_IMMEDIATE_HC_FAIL;
     const UNHEALTHY: u32 = Self::FAILED_ACTIVE_HC | Self::FAILED_OUTLIER_CHECK | Self::FAILED_EDS_HEALTH;
     const DEGRADED: u32 = Self::DEGRADED_ACTIVE_HC | Self::DEGRADED_EDS_HEALTH | Self::DEGRADED_OUTLIER_DETECTION;
     const NAMES: [(u32, &'static str); 11] = [
@@ -99,7 +101,6 @@ pub struct HostStats {
 pub struct HostState {
     /// Process-wide unique; key of the pools.
     pub id: u64,
-    pub address: Address,
     pub stats: HostStats,
     flags: AtomicU32,
     removed: AtomicBool,
@@ -122,11 +123,12 @@ pub(crate) fn millis(now: Instant) -> u64 {
 
 impl HostState {
     /// A host never seen before.
-    pub(crate) fn new(address: Address) -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        // Fixed now, so that no host is older than time.
+        epoch();
         Arc::new(Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
-            address,
             stats: HostStats::default(),
             flags: AtomicU32::new(0),
             removed: AtomicBool::new(false),
@@ -208,6 +210,8 @@ impl LazyMetadata {
 #[derive(Debug)]
 pub struct Host {
     pub(crate) state: Arc<HostState>,
+    /// Of LOGICAL_DNS the first address resolved last; it may change while the state stays.
+    pub(crate) address: Address,
     pub(crate) hostname: Arc<str>,
     pub(crate) metadata: Arc<LazyMetadata>,
     pub(crate) locality: Option<Arc<Locality>>,
@@ -254,6 +258,38 @@ impl Host {
     pub fn eds_health(&self) -> HealthStatus {
         self.eds_health
     }
+    /// The same description of the same host as a new object.
+    pub(crate) fn describe(&self) -> Self {
+        Self {
+            state: self.state.clone(),
+            address: self.address.clone(),
+            hostname: self.hostname.clone(),
+            metadata: self.metadata.clone(),
+            locality: self.locality.clone(),
+            weight: self.weight,
+            priority: self.priority,
+            canary: self.canary,
+            eds_health: self.eds_health,
+            transport: self.transport,
+            additional: self.additional.clone(),
+            health_check: self.health_check.clone(),
+        }
+    }
+    /// Whether `other` says the same of the same host.
+    pub(crate) fn same_description(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
+            && self.address == other.address
+            && self.weight == other.weight
+            && self.priority == other.priority
+            && self.transport == other.transport
+            && self.eds_health == other.eds_health
+            && self.canary == other.canary
+            && self.hostname == other.hostname
+            && self.locality == other.locality
+            && self.additional == other.additional
+            && self.health_check == other.health_check
+            && self.metadata.bytes() == other.metadata.bytes()
+    }
     /// Whether both describe the same host, whatever update they came from.
     pub fn same(&self, other: &Self) -> bool {
         self.state.id == other.state.id
@@ -269,7 +305,7 @@ impl Deref for Host {
 
 impl HostView for Host {
     fn address(&self) -> &Address {
-        &self.state.address
+        &self.address
     }
     fn hostname(&self) -> &str {
         &self.hostname

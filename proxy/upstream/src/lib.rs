@@ -6,14 +6,26 @@
 
 pub mod breaker;
 pub mod cluster;
+mod compile;
 pub mod connection;
 pub mod context;
+mod dns;
+mod health_check;
 pub mod host;
+mod lb;
 pub mod manager;
+mod original_dst;
 pub mod outlier;
+mod pool;
+mod priority;
+mod resolved;
+pub mod shared;
+mod spec;
 pub mod stats;
 pub mod stream;
+mod timers;
 pub mod upstreams;
+mod view;
 
 pub use breaker::{CircuitBreakers, Thresholds};
 pub use cluster::{Cluster, ClusterCx, RetryGuard};

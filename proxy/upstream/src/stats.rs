@@ -13,10 +13,13 @@ macro_rules! stats {
         impl $name {
             /// Makes the stats below `scope`.
             pub(crate) fn new(scope: &Scope) -> Self {
-                Self { $($($field: scope.$kind(stringify!($field)),)*)* }
+                Self { $($($field: scope.$kind(stats!(@name $field)),)*)* }
             }
         }
     };
+    // The names of two gauges of health_check would clash with counters as fields.
+    (@name degraded_gauge) => { "degraded" };
+    (@name $field:ident) => { stringify!($field) };
     (@type counter) => { Counter };
     (@type gauge) => { Gauge };
     (@type histogram) => { Histogram };
@@ -64,7 +67,7 @@ stats! {
     EndpointStats {
         counter {
             assignment_stale, assignment_timeout_received, membership_change, update_attempt, update_empty, update_failure,
-            update_no_rebuild, update_success,
+            update_no_rebuild, update_rejected, update_success, init_fetch_timeout,
         }
         gauge { membership_degraded, membership_excluded, membership_healthy, membership_total, warming_state }
     }
@@ -166,7 +169,54 @@ pub struct ClusterStats {
     internal: OnceLock<Box<Responses>>,
     external: OnceLock<Box<Responses>>,
     canary: OnceLock<Box<Responses>>,
+    zones: Zones,
     outlier: OnceLock<Box<OutlierStats>>,
+}
+
+/// Responses by pair of zones; a process has one zone and its hosts a few.
+#[derive(Debug, Default)]
+struct Zones {
+    first: [OnceLock<Box<Zone>>; 4],
+    more: Mutex<Vec<Box<Zone>>>,
+}
+
+#[derive(Debug)]
+struct Zone {
+    from: Box<str>,
+    to: Box<str>,
+    prefix: Box<str>,
+    responses: Responses,
+}
+
+impl Zone {
+    fn new(scope: &Scope, from: &str, to: &str) -> Box<Self> {
+        let prefix = format!("zone.{from}.{to}.").into_boxed_str();
+        let scope = scope.scope(&prefix);
+        let responses = Responses { codes: CodeStats::new(&scope), time: scope.histogram("upstream_rq_time") };
+        Box::new(Self { from: from.into(), to: to.into(), prefix, responses })
+    }
+    fn is(&self, from: &str, to: &str) -> bool {
+        *self.to == *to && *self.from == *from
+    }
+}
+
+impl Zones {
+    fn with(&self, scope: &Scope, (from, to): (&str, &str), run: impl FnOnce(&Zone)) {
+        for slot in &self.first {
+            let zone = slot.get_or_init(|| Zone::new(scope, from, to));
+            if zone.is(from, to) {
+                return run(zone);
+            }
+        }
+        let mut more = self.more.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = more.iter().position(|z| z.is(from, to)).unwrap_or_else(|| {
+            more.push(Zone::new(scope, from, to));
+            more.len() - 1
+        });
+        if let Some(zone) = more.get(at) {
+            run(zone);
+        }
+    }
 }
 
 impl ClusterStats {
@@ -180,6 +230,7 @@ impl ClusterStats {
             internal: OnceLock::new(),
             external: OnceLock::new(),
             canary: OnceLock::new(),
+            zones: Zones::default(),
             outlier: OnceLock::new(),
             scope: scope.clone(),
         }
@@ -210,11 +261,8 @@ impl ClusterStats {
         if how.canary {
             self.responses(&self.canary, "canary.").codes.charge(&self.scope, "canary.", code);
         }
-        if let Some((from, to)) = how.zones {
-            let zone = format!("zone.{from}.{to}.upstream_rq_");
-            self.scope.counter(&format!("{zone}completed")).inc();
-            self.scope.counter(&format!("{zone}{}xx", code / 100)).inc();
-            self.scope.counter(&format!("{zone}{code}")).inc();
+        if let Some(zones) = how.zones {
+            self.zones.with(&self.scope, zones, |zone| zone.responses.codes.charge(&self.scope, &zone.prefix, code));
         }
     }
     /// Records how long a response took in milliseconds: `upstream_rq_time`, and the same by kind.
@@ -228,8 +276,8 @@ impl ClusterStats {
         if how.canary {
             self.responses(&self.canary, "canary.").time.record(millis);
         }
-        if let Some((from, to)) = how.zones {
-            self.scope.histogram(&format!("zone.{from}.{to}.upstream_rq_time")).record(millis);
+        if let Some(zones) = how.zones {
+            self.zones.with(&self.scope, zones, |zone| zone.responses.time.record(millis));
         }
     }
 }

@@ -1,0 +1,595 @@
+//! STRICT_DNS and LOGICAL_DNS: names resolved again and again on the control thread. What was resolved stays while resolving
+//! fails. `/etc/hosts` goes first, as in c-ares. Source: Envoy docs "Service discovery", `strict_dns_cluster.cc`,
+//! `logical_dns_cluster.cc`, `envoy/extensions/clusters/dns/v3/dns_cluster.proto`.
+
+use crate::cluster::{Cluster, ClusterCx};
+use crate::compile::{self, duration, extension, ignore, positive, refuse};
+use crate::host::HostState;
+use crate::manager::ClusterManager;
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts, ServerOrderingStrategy};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::rr::RecordType;
+use nuncio_core::diag::{At, Report};
+use nuncio_core::views::ClusterView;
+use nuncio_proto::Message;
+use nuncio_proto::envoy::config::cluster::v3 as pb;
+use nuncio_proto::envoy::config::core::v3::address::Address as AddressKind;
+use nuncio_proto::envoy::config::core::v3::{Address as AddressProto, TypedExtensionConfig};
+use nuncio_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
+use nuncio_proto::envoy::extensions::clusters::common::dns::v3::DnsLookupFamily as TypedFamily;
+use nuncio_proto::envoy::extensions::clusters::dns::v3::DnsCluster;
+use nuncio_proto::envoy::extensions::network::dns_resolver::cares::v3::CaresDnsResolverConfig;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, SystemTime};
+
+/// `DnsLookupFamily`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// IPv6, or IPv4 if there is none.
+    Auto,
+    V4Only,
+    V6Only,
+    /// IPv4, or IPv6 if there is none.
+    V4Preferred,
+    All,
+}
+
+/// Who resolves.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct ResolverSpec {
+    /// Servers to ask; empty for those of `/etc/resolv.conf`.
+    servers: Vec<SocketAddr>,
+    /// `use_resolvers_as_fallback`: `servers` only if resolv.conf names none.
+    fallback: bool,
+    tcp: bool,
+    no_search: bool,
+    timeout: Duration,
+    tries: usize,
+    rotate: bool,
+    edns_payload: Option<u16>,
+    /// `getaddrinfo` instead of our own queries.
+    system: bool,
+}
+
+impl Default for ResolverSpec {
+    fn default() -> Self {
+        Self {
+            servers: Vec::new(),
+            fallback: false,
+            tcp: false,
+            no_search: false,
+            timeout: Duration::from_secs(5),
+            tries: 4,
+            rotate: false,
+            edns_payload: None,
+            system: false,
+        }
+    }
+}
+
+/// One name to resolve.
+#[derive(Debug)]
+pub(crate) struct Target {
+    pub name: Box<str>,
+    pub port: u16,
+}
+
+/// The DNS side of a cluster.
+#[derive(Debug)]
+pub(crate) struct DnsSpec {
+    /// LOGICAL_DNS, or `all_addresses_in_single_endpoint`.
+    pub logical: bool,
+    pub refresh: Duration,
+    pub min_refresh: Duration,
+    pub respect_ttl: bool,
+    pub jitter: Duration,
+    /// `dns_failure_refresh_rate`: base and maximum.
+    pub failure: Option<(Duration, Duration)>,
+    pub family: Family,
+    pub resolver: ResolverSpec,
+    /// In the order of the assignment's endpoints.
+    pub targets: Box<[Target]>,
+    pub assignment: Box<ClusterLoadAssignment>,
+}
+
+impl DnsSpec {
+    /// From the fields of `Cluster`.
+    #[allow(deprecated)]
+    pub(crate) fn compile(proto: &pb::Cluster, logical: bool, at: &At<'_>, cx: &mut ClusterCx<'_>) -> Option<Self> {
+        use pb::cluster::DnsLookupFamily as F;
+        let family = match F::try_from(proto.dns_lookup_family) {
+            Ok(F::Auto) => Family::Auto,
+            Ok(F::V4Only) => Family::V4Only,
+            Ok(F::V6Only) => Family::V6Only,
+            Ok(F::V4Preferred) => Family::V4Preferred,
+            Ok(F::All) => Family::All,
+            Err(_) => {
+                cx.report.error(&at.field("dns_lookup_family"), proto.dns_lookup_family.to_string(), "a DnsLookupFamily");
+                Family::Auto
+            }
+        };
+        let refresh = positive(proto.dns_refresh_rate.as_ref(), Duration::from_secs(5), &at.field("dns_refresh_rate"), cx.report);
+        let failure = proto
+            .dns_failure_refresh_rate
+            .as_ref()
+            .and_then(|f| failure(f.base_interval.as_ref(), f.max_interval.as_ref(), &at.field("dns_failure_refresh_rate"), cx.report));
+        let resolver = match (&proto.typed_dns_resolver_config, &proto.dns_resolution_config) {
+            (Some(config), _) => typed_resolver(config, &at.field("typed_dns_resolver_config"), cx.report),
+            (None, Some(config)) => {
+                let at = at.field("dns_resolution_config");
+                let options = config.dns_resolver_options.unwrap_or_default();
+                ResolverSpec {
+                    servers: servers(&config.resolvers, &at.field("resolvers"), cx.report),
+                    tcp: options.use_tcp_for_dns_lookups,
+                    no_search: options.no_default_search_domain,
+                    ..ResolverSpec::default()
+                }
+            }
+            (None, None) => ResolverSpec {
+                servers: servers(&proto.dns_resolvers, &at.field("dns_resolvers"), cx.report),
+                tcp: proto.use_tcp_for_dns_lookups,
+                ..ResolverSpec::default()
+            },
+        };
+        let spec = Self {
+            logical,
+            refresh,
+            min_refresh: Duration::from_secs(1),
+            respect_ttl: proto.respect_dns_ttl,
+            jitter: duration(proto.dns_jitter.as_ref(), Duration::ZERO, &at.field("dns_jitter"), cx.report),
+            failure,
+            family,
+            resolver,
+            targets: Box::default(),
+            assignment: Box::default(),
+        };
+        spec.with_targets(proto, &At::Root, cx)
+    }
+    /// From the `DnsCluster` extension.
+    pub(crate) fn compile_typed(proto: &pb::Cluster, config: &DnsCluster, at: &At<'_>, cx: &mut ClusterCx<'_>) -> Option<Self> {
+        let family = match TypedFamily::try_from(config.dns_lookup_family) {
+            Ok(TypedFamily::Unspecified | TypedFamily::Auto) => Family::Auto,
+            Ok(TypedFamily::V4Only) => Family::V4Only,
+            Ok(TypedFamily::V6Only) => Family::V6Only,
+            Ok(TypedFamily::V4Preferred) => Family::V4Preferred,
+            Ok(TypedFamily::All) => Family::All,
+            Err(_) => {
+                cx.report.error(&at.field("dns_lookup_family"), config.dns_lookup_family.to_string(), "a DnsLookupFamily");
+                Family::Auto
+            }
+        };
+        let failure = config
+            .dns_failure_refresh_rate
+            .as_ref()
+            .and_then(|f| failure(f.base_interval.as_ref(), f.max_interval.as_ref(), &at.field("dns_failure_refresh_rate"), cx.report));
+        let resolver = config.typed_dns_resolver_config.as_ref();
+        let spec = Self {
+            logical: config.all_addresses_in_single_endpoint,
+            refresh: positive(config.dns_refresh_rate.as_ref(), Duration::from_secs(5), &at.field("dns_refresh_rate"), cx.report),
+            min_refresh: positive(
+                config.dns_min_refresh_rate.as_ref(),
+                Duration::from_secs(1),
+                &at.field("dns_min_refresh_rate"),
+                cx.report,
+            ),
+            respect_ttl: config.respect_dns_ttl,
+            jitter: duration(config.dns_jitter.as_ref(), Duration::ZERO, &at.field("dns_jitter"), cx.report),
+            failure,
+            family,
+            resolver: resolver.map_or_else(ResolverSpec::default, |c| typed_resolver(c, &at.field("typed_dns_resolver_config"), cx.report)),
+            targets: Box::default(),
+            assignment: Box::default(),
+        };
+        spec.with_targets(proto, &At::Root, cx)
+    }
+    fn with_targets(mut self, proto: &pb::Cluster, at: &At<'_>, cx: &mut ClusterCx<'_>) -> Option<Self> {
+        let at = at.field("load_assignment");
+        let assignment = proto.load_assignment.clone().unwrap_or_default();
+        let errors = cx.report.errors();
+        compile::check(&assignment, &at, cx.report);
+        let endpoints: usize = assignment.endpoints.iter().map(|l| l.lb_endpoints.len()).sum();
+        if self.logical && (assignment.endpoints.len() != 1 || endpoints != 1) {
+            let found = format!("{} localities, {endpoints} endpoints", assignment.endpoints.len());
+            cx.report.error(&at, found, "a LOGICAL_DNS cluster has one locality with one endpoint");
+        }
+        let mut targets = Vec::new();
+        let list = at.field("endpoints");
+        for (i, locality) in assignment.endpoints.iter().enumerate() {
+            let at = list.index(i);
+            let list = at.field("lb_endpoints");
+            for (j, endpoint) in locality.lb_endpoints.iter().enumerate() {
+                let at = list.index(j);
+                let Some(endpoint) = compile::resolve(&assignment, endpoint, &at, cx.report) else { continue };
+                let at = at.field("endpoint");
+                refuse(cx.report, &at, &[(!endpoint.additional_addresses.is_empty(), "additional_addresses")]);
+                targets.extend(target(endpoint.address.as_ref(), &at.field("address"), cx.report));
+            }
+        }
+        if cx.report.errors() > errors {
+            return None;
+        }
+        self.targets = targets.into_boxed_slice();
+        self.assignment = Box::new(assignment);
+        Some(self)
+    }
+}
+
+fn target(address: Option<&AddressProto>, at: &At<'_>, report: &mut Report) -> Option<Target> {
+    let Some(AddressKind::SocketAddress(socket)) = address.and_then(|a| a.address.as_ref()) else {
+        report.error(at, "not a socket_address", "a DNS cluster resolves socket addresses");
+        return None;
+    };
+    let at = at.field("socket_address");
+    // Envoy's default resolver has this name; custom ones are not for DNS clusters there either.
+    if !socket.resolver_name.is_empty() {
+        report.error(&at.field("resolver_name"), socket.resolver_name.as_str(), "DNS clusters use their own resolver");
+    }
+    if socket.address.is_empty() {
+        report.error(&at.field("address"), "empty", "a name");
+    }
+    let port = compile::port(&socket.port_specifier, &at, report)?;
+    Some(Target { name: socket.address.as_str().into(), port })
+}
+
+fn failure(
+    base: Option<&nuncio_proto::Duration>,
+    max: Option<&nuncio_proto::Duration>,
+    at: &At<'_>,
+    report: &mut Report,
+) -> Option<(Duration, Duration)> {
+    let base_at = at.field("base_interval");
+    if base.is_none() {
+        report.error(&base_at, "missing", "a duration");
+        return None;
+    }
+    let base = positive(base, Duration::from_secs(5), &base_at, report);
+    let max_at = at.field("max_interval");
+    let max = positive(max, base.saturating_mul(10), &max_at, report);
+    if max < base {
+        report.error(&max_at, format!("{max:?}"), "at least base_interval");
+    }
+    Some((base, max))
+}
+
+fn servers(protos: &[AddressProto], at: &At<'_>, report: &mut Report) -> Vec<SocketAddr> {
+    let one = |(i, proto): (usize, &AddressProto)| {
+        let address = compile::address(Some(proto), &at.index(i), report)?;
+        let socket = address.socket();
+        if socket.is_none() {
+            report.error(&at.index(i), address.to_string(), "an IP address");
+        }
+        // Port 0 is DNS's own.
+        socket.map(|s| if s.port() == 0 { SocketAddr::new(s.ip(), 53) } else { s })
+    };
+    protos.iter().enumerate().filter_map(one).collect()
+}
+
+fn typed_resolver(config: &TypedExtensionConfig, at: &At<'_>, report: &mut Report) -> ResolverSpec {
+    let Some(typed) = extension(config, at, report) else { return ResolverSpec::default() };
+    let at = at.field("typed_config");
+    match typed.name.as_str() {
+        "envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig" => {
+            match CaresDnsResolverConfig::decode(typed.value.as_ref()) {
+                Ok(config) => cares(&config, &at, report),
+                Err(e) => {
+                    report.error(&at, format!("cannot be decoded: {e}"), "a CaresDnsResolverConfig");
+                    ResolverSpec::default()
+                }
+            }
+        }
+        "envoy.extensions.network.dns_resolver.getaddrinfo.v3.GetAddrInfoDnsResolverConfig" => {
+            ResolverSpec { system: true, ..ResolverSpec::default() }
+        }
+        other => {
+            report.unsupported(&at, format_args!("DNS resolver {} ({other})", config.name));
+            ResolverSpec::default()
+        }
+    }
+}
+
+fn cares(config: &CaresDnsResolverConfig, at: &At<'_>, report: &mut Report) -> ResolverSpec {
+    let options = config.dns_resolver_options.unwrap_or_default();
+    ignore(
+        report,
+        at,
+        &[
+            (config.filter_unroutable_families, "filter_unroutable_families", "set dns_lookup_family instead"),
+            (config.max_udp_channel_duration.is_some(), "max_udp_channel_duration", "every query has a socket of its own"),
+            (config.reinit_channel_on_timeout, "reinit_channel_on_timeout", "every query has a socket of its own"),
+            (config.qcache_max_ttl.is_some_and(|ttl| ttl > 0), "qcache_max_ttl", "answers are not cached beyond the cluster"),
+        ],
+    );
+    // `udp_max_queries` bounds the use of one socket; every query has one of its own, which satisfies any bound.
+    ResolverSpec {
+        servers: servers(&config.resolvers, &at.field("resolvers"), report),
+        fallback: config.use_resolvers_as_fallback,
+        tcp: options.use_tcp_for_dns_lookups,
+        no_search: options.no_default_search_domain,
+        timeout: Duration::from_secs(config.query_timeout_seconds.unwrap_or(5).clamp(1, 3600)),
+        tries: config.query_tries.unwrap_or(4).clamp(1, 100) as usize,
+        rotate: config.rotate_nameservers,
+        edns_payload: config.edns0_max_payload_size.and_then(|s| u16::try_from(s).ok()),
+        system: false,
+    }
+}
+
+/// What a name resolved to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Answer {
+    pub addresses: Vec<IpAddr>,
+    /// Least TTL of the records; none if the answer has none (hosts file, literals).
+    pub ttl: Option<Duration>,
+}
+
+/// Resolvers by specification, and the hosts file.
+#[derive(Debug)]
+pub(crate) struct DnsService {
+    hosts: HostsFile,
+    resolvers: Mutex<HashMap<ResolverSpec, Arc<TokioResolver>>>,
+}
+
+impl Default for DnsService {
+    fn default() -> Self {
+        Self::new(PathBuf::from("/etc/hosts"))
+    }
+}
+
+impl DnsService {
+    /// A service that reads names from `hosts` first.
+    pub(crate) fn new(hosts: PathBuf) -> Self {
+        Self { hosts: HostsFile { path: hosts, known: Mutex::default() }, resolvers: Mutex::default() }
+    }
+    /// Resolves `name`. An empty answer means that the name exists not, or without addresses of the family.
+    pub(crate) async fn resolve(&self, name: &str, family: Family, spec: &ResolverSpec) -> Result<Answer, String> {
+        if let Ok(ip) = name.parse::<IpAddr>() {
+            return Ok(Answer { addresses: vec![ip], ttl: None });
+        }
+        let (v4, v6) = self.hosts.lookup(name);
+        if !v4.is_empty() || !v6.is_empty() {
+            let local = |family: Family| match family {
+                Family::V4Only => v4.clone(),
+                Family::V6Only => v6.clone(),
+                Family::Auto if v6.is_empty() => v4.clone(),
+                Family::Auto => v6.clone(),
+                Family::V4Preferred if v4.is_empty() => v6.clone(),
+                Family::V4Preferred => v4.clone(),
+                Family::All => v6.iter().chain(&v4).copied().collect(),
+            };
+            let addresses = local(family);
+            if !addresses.is_empty() {
+                return Ok(Answer { addresses, ttl: None });
+            }
+        }
+        if spec.system {
+            return system(name, family).await;
+        }
+        let resolver = self.resolver(spec)?;
+        let ask = |kind| lookup(&resolver, name, kind);
+        match family {
+            Family::V4Only => ask(RecordType::A).await,
+            Family::V6Only => ask(RecordType::AAAA).await,
+            Family::Auto => or_else(ask(RecordType::AAAA).await, ask(RecordType::A)).await,
+            Family::V4Preferred => or_else(ask(RecordType::A).await, ask(RecordType::AAAA)).await,
+            Family::All => both(ask(RecordType::AAAA).await, ask(RecordType::A).await),
+        }
+    }
+    fn resolver(&self, spec: &ResolverSpec) -> Result<Arc<TokioResolver>, String> {
+        let mut resolvers = self.resolvers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = resolvers.get(spec) {
+            return Ok(known.clone());
+        }
+        let resolver = Arc::new(build(spec)?);
+        resolvers.insert(spec.clone(), resolver.clone());
+        Ok(resolver)
+    }
+}
+
+fn build(spec: &ResolverSpec) -> Result<TokioResolver, String> {
+    let system = hickory_resolver::system_conf::read_system_conf();
+    let own = |_| {
+        let connection = |port: u16, tcp: bool| {
+            let mut connection = if tcp { ConnectionConfig::tcp() } else { ConnectionConfig::udp() };
+            connection.port = port;
+            connection
+        };
+        let server = |s: &SocketAddr| {
+            let kinds =
+                if spec.tcp { vec![connection(s.port(), true)] } else { vec![connection(s.port(), false), connection(s.port(), true)] };
+            NameServerConfig::new(s.ip(), true, kinds)
+        };
+        ResolverConfig::from_parts(None, Vec::new(), spec.servers.iter().map(server).collect())
+    };
+    let (config, mut options) = match (spec.servers.is_empty() || spec.fallback, system) {
+        (true, Ok((config, options))) if !config.name_servers().is_empty() => (config, options),
+        (_, Ok((config, options))) if !spec.servers.is_empty() => {
+            // Search domains are the system's, servers ours.
+            let ours = own(());
+            let (domain, search, _) = config.into_parts();
+            let (_, _, servers) = ours.into_parts();
+            (ResolverConfig::from_parts(domain, search, servers), options)
+        }
+        (_, Err(_)) if !spec.servers.is_empty() => (own(()), ResolverOpts::default()),
+        (_, Err(e)) => return Err(format!("no DNS servers: {e}")),
+        _ => return Err("no DNS servers".to_string()),
+    };
+    let config = match (spec.no_search, spec.tcp) {
+        (false, false) => config,
+        (no_search, tcp) => {
+            let (domain, search, mut servers) = config.into_parts();
+            if tcp {
+                for server in &mut servers {
+                    let port = server.connections.first().map_or(53, |c| c.port);
+                    let mut only = ConnectionConfig::tcp();
+                    only.port = port;
+                    server.connections = vec![only];
+                }
+            }
+            let (domain, search) = if no_search { (None, Vec::new()) } else { (domain, search) };
+            ResolverConfig::from_parts(domain, search, servers)
+        }
+    };
+    // The cluster keeps what it resolved; a cache would only make TTLs shorter than they are.
+    options.cache_size = 0;
+    options.use_hosts_file = ResolveHosts::Never;
+    options.timeout = spec.timeout;
+    options.attempts = spec.tries.saturating_sub(1);
+    options.server_ordering_strategy =
+        if spec.rotate { ServerOrderingStrategy::RoundRobin } else { ServerOrderingStrategy::UserProvidedOrder };
+    if let Some(size) = spec.edns_payload {
+        options.edns0 = true;
+        options.edns_payload_len = size;
+    }
+    let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+    *builder.options_mut() = options;
+    builder.build().map_err(|e| e.to_string())
+}
+
+async fn lookup(resolver: &TokioResolver, name: &str, kind: RecordType) -> Result<Answer, String> {
+    match resolver.lookup(name, kind).await {
+        Ok(found) => {
+            let mut answer = Answer::default();
+            for record in found.answers() {
+                let Some(ip) = record.data.ip_addr() else { continue };
+                answer.addresses.push(ip);
+                let ttl = Duration::from_secs(u64::from(record.ttl));
+                answer.ttl = Some(answer.ttl.map_or(ttl, |least| least.min(ttl)));
+            }
+            Ok(answer)
+        }
+        Err(e) if e.is_no_records_found() => Ok(Answer::default()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// The second answer if the first is empty or failed; the first failure if both fail.
+async fn or_else(first: Result<Answer, String>, second: impl Future<Output = Result<Answer, String>>) -> Result<Answer, String> {
+    match first {
+        Ok(answer) if !answer.addresses.is_empty() => Ok(answer),
+        Ok(_) => second.await,
+        Err(why) => second.await.map_err(|_| why),
+    }
+}
+
+fn both(a: Result<Answer, String>, b: Result<Answer, String>) -> Result<Answer, String> {
+    match (a, b) {
+        (Ok(mut a), Ok(b)) => {
+            a.addresses.extend(b.addresses);
+            a.ttl = [a.ttl, b.ttl].into_iter().flatten().min();
+            Ok(a)
+        }
+        (Ok(one), Err(why)) | (Err(why), Ok(one)) => {
+            if one.addresses.is_empty() {
+                Err(why)
+            } else {
+                Ok(one)
+            }
+        }
+        (Err(why), Err(_)) => Err(why),
+    }
+}
+
+/// The system's resolver; it gives no TTLs.
+async fn system(name: &str, family: Family) -> Result<Answer, String> {
+    let all: Vec<IpAddr> = tokio::net::lookup_host((name, 0)).await.map_err(|e| e.to_string())?.map(|a| a.ip()).collect();
+    let only = |v4: bool| -> Vec<IpAddr> { all.iter().filter(|ip| ip.is_ipv4() == v4).copied().collect() };
+    let addresses = match family {
+        Family::V4Only => only(true),
+        Family::V6Only => only(false),
+        Family::All => all,
+        Family::Auto if all.iter().any(IpAddr::is_ipv6) => only(false),
+        Family::V4Preferred if all.iter().any(IpAddr::is_ipv4) => only(true),
+        Family::Auto | Family::V4Preferred => all,
+    };
+    Ok(Answer { addresses, ttl: None })
+}
+
+type Names = HashMap<String, (Vec<IpAddr>, Vec<IpAddr>)>;
+
+/// A hosts file, read again when it changes.
+#[derive(Debug)]
+struct HostsFile {
+    path: PathBuf,
+    known: Mutex<(Option<SystemTime>, Names)>,
+}
+
+impl HostsFile {
+    /// IPv4 and IPv6 addresses of `name`.
+    fn lookup(&self, name: &str) -> (Vec<IpAddr>, Vec<IpAddr>) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = std::fs::metadata(&self.path).and_then(|m| m.modified()).ok();
+        if changed != known.0 {
+            let text = std::fs::read_to_string(&self.path).unwrap_or_default();
+            *known = (changed, parse_hosts(&text));
+        }
+        let name = name.trim_end_matches('.').to_ascii_lowercase();
+        known.1.get(&name).cloned().unwrap_or_default()
+    }
+}
+
+fn parse_hosts(text: &str) -> Names {
+    let mut names = Names::new();
+    for line in text.lines() {
+        let mut words = line.split('#').next().unwrap_or_default().split_whitespace();
+        let Some(ip) = words.next().and_then(|w| w.parse::<IpAddr>().ok()) else { continue };
+        for name in words {
+            let entry = names.entry(name.trim_end_matches('.').to_ascii_lowercase()).or_default();
+            let list = if ip.is_ipv4() { &mut entry.0 } else { &mut entry.1 };
+            if !list.contains(&ip) {
+                list.push(ip);
+            }
+        }
+    }
+    names
+}
+
+/// What was resolved so far, in the cluster.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DnsState {
+    /// By target; none before the first answer.
+    pub answers: Vec<Option<Vec<IpAddr>>>,
+    /// Of LOGICAL_DNS, the state of the one host.
+    pub logical: Option<Arc<HostState>>,
+    /// Last failure by target, for admin.
+    pub errors: Vec<Option<String>>,
+}
+
+/// Resolves target `index` of `cluster` for as long as the cluster lives. Runs on the control thread.
+pub(crate) async fn run(cluster: Weak<Cluster>, index: usize, service: Arc<DnsService>, manager: Weak<ClusterManager>) {
+    let mut failures = 0u32;
+    loop {
+        let Some(this) = cluster.upgrade().filter(|c| !c.is_retired()) else { return };
+        let Some((spec, target)) = this.dns_spec().and_then(|spec| Some((spec, spec.targets.get(index)?))) else { return };
+        this.endpoint_stats().update_attempt.inc();
+        let answer = service.resolve(&target.name, spec.family, &spec.resolver).await;
+        let pause = match &answer {
+            Ok(answer) => {
+                failures = 0;
+                let ttl = answer.ttl.filter(|ttl| spec.respect_ttl && !ttl.is_zero());
+                ttl.map_or(spec.refresh, |ttl| ttl.max(spec.min_refresh))
+            }
+            Err(why) => {
+                log::debug!("DNS resolution of {} for cluster {} failed: {why}", target.name, this.name());
+                failures = failures.saturating_add(1);
+                spec.failure.map_or(spec.refresh, |(base, max)| backoff(base, max, failures))
+            }
+        };
+        let pause = pause + spec.jitter.mul_f64(fastrand::f64());
+        this.dns_answer(index, answer);
+        if let Some(manager) = manager.upgrade() {
+            manager.settle_one(&this);
+        }
+        // Only a weak reference waits, so that a cluster that goes is not held.
+        drop(this);
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Fully jittered exponential back-off, as Envoy's `JitteredExponentialBackOffStrategy`.
+pub(crate) fn backoff(base: Duration, max: Duration, failures: u32) -> Duration {
+    let window = base.saturating_mul(1u32.checked_shl(failures.saturating_sub(1).min(31)).unwrap_or(u32::MAX)).min(max);
+    window.mul_f64(fastrand::f64()).max(Duration::from_millis(1))
+}

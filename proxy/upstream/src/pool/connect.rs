@@ -1,0 +1,333 @@
+//! Making one upstream connection: socket options, bind address, happy eyeballs, PROXY protocol, TLS, and what of them
+//! `connect_timeout` allows. Runs on a worker (pools) or on the control thread (health checks).
+
+use crate::cluster::Cluster;
+use crate::host::Host;
+use crate::pool::io::{Filters, Opened, PoolIo};
+use crate::pool::key::{Key, Speaks};
+use crate::spec::{BindSpec, Socket, SocketOpt, SocketSpec};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use nuncio_core::info::{TrafficDirection, UpstreamInfo};
+use nuncio_core::views::{ClusterView, HostView};
+use nuncio_core::{Address, ConnectionInfo, HttpVersion, StreamError};
+use nuncio_tls::{ConnectOptions, Transport};
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
+
+/// Time before the next address is tried beside the one that hangs. Source: RFC 8305, and Envoy's `happy_eyeballs_connection_impl.cc`.
+const NEXT_ADDRESS: Duration = Duration::from_millis(300);
+
+/// A connection that is up, and what is known of it.
+pub(crate) struct Connected {
+    pub io: PoolIo,
+    pub info: UpstreamInfo,
+    /// ALPN chose HTTP/2.
+    pub alpn_h2: bool,
+}
+
+/// Connects to `host` as `key` says. The connection counts as opened from the start; failures are counted here.
+pub(crate) async fn connect(
+    cluster: &Arc<Cluster>,
+    host: &Arc<Host>,
+    key: &Key,
+    http: bool,
+    downstream: Option<&Rc<ConnectionInfo>>,
+) -> Result<Connected, StreamError> {
+    let opened = Opened::new(cluster, host, key.priority);
+    let began = Instant::now();
+    let made = tokio::time::timeout(cluster.spec.connect_timeout, handshake(cluster, host, key, http)).await;
+    let (io, mut info) = match made {
+        Ok(Ok(made)) => made,
+        Ok(Err(why)) => {
+            opened.failed(false);
+            return Err(StreamError::ConnectFailed(why));
+        }
+        Err(_) => {
+            opened.failed(true);
+            return Err(StreamError::ConnectTimeout);
+        }
+    };
+    info.cluster = Some(cluster.clone());
+    info.host = Some(host.clone());
+    info.connection_id = Some(opened.meta.id);
+    info.connect_time = Some(began.elapsed());
+    let alpn_h2 = info.tls.as_ref().and_then(|t| t.alpn.as_ref()).is_some_and(|alpn| &**alpn == "h2" || &**alpn == "istio-h2");
+    let version = http.then(|| match key.speaks {
+        Speaks::H2 => HttpVersion::Http2,
+        Speaks::Auto if alpn_h2 => HttpVersion::Http2,
+        _ => HttpVersion::Http11,
+    });
+    info.protocol = version;
+    opened.established(version);
+    let filters = if cluster.spec.filters.is_empty() {
+        None
+    } else {
+        let made_for = downstream.cloned().unwrap_or_else(|| Rc::new(stand_in(&info)));
+        Filters::new(cluster, &made_for, &info)
+    };
+    let mut io = PoolIo { io, filters, opened };
+    if let Some(filters) = &mut io.filters {
+        filters.begin().map_err(|e| StreamError::ConnectFailed(e.to_string()))?;
+    }
+    Ok(Connected { io, info, alpn_h2 })
+}
+
+/// A pooled connection is made for nobody in particular; filters are shown its own two ends.
+fn stand_in(info: &UpstreamInfo) -> ConnectionInfo {
+    let nowhere = || Address::Pipe("".into());
+    let local = info.local.clone().unwrap_or_else(nowhere);
+    let remote = info.remote.clone().unwrap_or_else(nowhere);
+    ConnectionInfo { direction: TrafficDirection::Outbound, ..ConnectionInfo::plain(local, remote, "".into()) }
+}
+
+async fn handshake(cluster: &Cluster, host: &Host, key: &Key, http: bool) -> Result<(Transport, UpstreamInfo), String> {
+    let mut io = open_transport(&cluster.spec.socket, host.address(), &host.additional).await.map_err(|e| reason(&e))?;
+    let mut info = UpstreamInfo { local: io.local_addr().ok(), remote: io.peer_addr().ok(), ..UpstreamInfo::default() };
+    if let Address::Pipe(_) = host.address() {
+        info.remote = Some(host.address().clone());
+    }
+    let Some(matched) = cluster.spec.transports.get(usize::from(host.transport)) else { return Ok((io, info)) };
+    let mut socket = &matched.socket;
+    if let Socket::Proxy(proxy) = socket {
+        io.write_all(&proxy_header(proxy.v2, key.proxied)).await.map_err(|e| reason(&e))?;
+        socket = &proxy.inner;
+    }
+    if let Socket::Tls(tls) = socket {
+        let h1 = || b"http/1.1".to_vec();
+        let fallback: Vec<Vec<u8>> = match (http, key.speaks) {
+            (false, _) => Vec::new(),
+            (true, Speaks::H1) => vec![h1()],
+            (true, Speaks::H2) => vec![b"h2".to_vec()],
+            (true, Speaks::Auto) => vec![b"h2".to_vec(), h1()],
+        };
+        let hostname = Some(host.hostname()).filter(|h| !h.is_empty());
+        let options = ConnectOptions {
+            sni: key.sni.as_deref(),
+            alpn: key.alpn.as_deref(),
+            alpn_fallback: &fallback,
+            hostname,
+            verify_sans: key.sans.as_deref(),
+        };
+        // The future is large, and most of the time there is none.
+        let (tls_io, tls_info) = Box::pin(tls.connect(io, &options)).await.map_err(|e| e.reason().to_string())?;
+        info.tls = Some(tls_info);
+        io = tls_io;
+    }
+    Ok((io, info))
+}
+
+/// Envoy's words where it has some.
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "delayed connect error: Connection refused".to_string(),
+        _ => format!("delayed connect error: {error}"),
+    }
+}
+
+/// Connects to the first address that answers.
+pub(crate) async fn open_transport(spec: &SocketSpec, address: &Address, additional: &[Address]) -> io::Result<Transport> {
+    match address {
+        Address::Pipe(path) => unix(path).await.map(Transport::Unix),
+        Address::Internal(..) => Err(io::Error::new(io::ErrorKind::Unsupported, "internal listeners are not supported")),
+        Address::Ip(first) if additional.is_empty() => tcp(spec, *first).await.map(Transport::Tcp),
+        Address::Ip(first) => happy_eyeballs(spec, *first, additional).await.map(Transport::Tcp),
+    }
+}
+
+async fn unix(path: &str) -> io::Result<UnixStream> {
+    match path.strip_prefix('@') {
+        // Linux's abstract namespace.
+        Some(name) => {
+            use std::os::linux::net::SocketAddrExt;
+            let address = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+            let stream = std::os::unix::net::UnixStream::connect_addr(&address)?;
+            stream.set_nonblocking(true)?;
+            UnixStream::from_std(stream)
+        }
+        None => UnixStream::connect(path).await,
+    }
+}
+
+async fn tcp(spec: &SocketSpec, address: SocketAddr) -> io::Result<TcpStream> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_nodelay(true)?;
+    prepare(&socket, spec, address)?;
+    socket.connect(address).await
+}
+
+fn prepare(socket: &TcpSocket, spec: &SocketSpec, address: SocketAddr) -> io::Result<()> {
+    if let Some((probes, time, interval)) = spec.keepalive {
+        let mut keep = socket2::TcpKeepalive::new();
+        if probes > 0 {
+            keep = keep.with_retries(probes);
+        }
+        if time > 0 {
+            keep = keep.with_time(Duration::from_secs(u64::from(time)));
+        }
+        if interval > 0 {
+            keep = keep.with_interval(Duration::from_secs(u64::from(interval)));
+        }
+        socket2::SockRef::from(socket).set_tcp_keepalive(&keep)?;
+    }
+    let Some(bind) = &spec.bind else { return Ok(()) };
+    for option in &bind.options {
+        apply(socket, *option)?;
+    }
+    bind_source(socket, bind, address)
+}
+
+fn bind_source(socket: &TcpSocket, bind: &BindSpec, address: SocketAddr) -> io::Result<()> {
+    if bind.freebind {
+        let raw = socket2::SockRef::from(socket);
+        if address.is_ipv4() {
+            raw.set_freebind_v4(true)?
+        } else {
+            raw.set_freebind_v6(true)?
+        };
+    }
+    match bind.sources.iter().find(|s| s.is_ipv4() == address.is_ipv4()) {
+        Some(source) => socket.bind(*source),
+        None => Ok(()),
+    }
+}
+
+fn apply(socket: &TcpSocket, option: SocketOpt) -> io::Result<()> {
+    let raw = socket2::SockRef::from(socket);
+    let keep = socket2::TcpKeepalive::new;
+    match option {
+        SocketOpt::KeepAlive(on) => raw.set_keepalive(on),
+        SocketOpt::KeepIdle(time) => raw.set_tcp_keepalive(&keep().with_time(time)),
+        SocketOpt::KeepInterval(time) => raw.set_tcp_keepalive(&keep().with_interval(time)),
+        SocketOpt::KeepCount(n) => raw.set_tcp_keepalive(&keep().with_retries(n)),
+        SocketOpt::NoDelay(on) => raw.set_tcp_nodelay(on),
+        SocketOpt::UserTimeout(time) => raw.set_tcp_user_timeout(Some(time)),
+        SocketOpt::Mark(mark) => raw.set_mark(mark),
+        SocketOpt::Tos(tos) => match raw.set_tos_v4(tos) {
+            Ok(()) => Ok(()),
+            Err(_) => raw.set_tclass_v6(tos),
+        },
+        SocketOpt::ReuseAddress(on) => raw.set_reuse_address(on),
+        SocketOpt::SendBuffer(n) => raw.set_send_buffer_size(n),
+        SocketOpt::ReceiveBuffer(n) => raw.set_recv_buffer_size(n),
+    }
+}
+
+/// Addresses in turn of family, each begun a little after the one before; the first that connects wins.
+async fn happy_eyeballs(spec: &SocketSpec, first: SocketAddr, additional: &[Address]) -> io::Result<TcpStream> {
+    let all = std::iter::once(first).chain(additional.iter().filter_map(Address::socket)).collect();
+    let mut waiting = interleave(all, spec.v4_first, spec.family_count).into_iter();
+    let mut running = FuturesUnordered::new();
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    running.extend(waiting.next().map(|a| tcp(spec, a)));
+    loop {
+        if running.is_empty() {
+            match waiting.next() {
+                Some(address) => running.push(tcp(spec, address)),
+                None => return Err(last),
+            }
+        }
+        tokio::select! {
+            biased;
+            done = running.next() => match done {
+                Some(Ok(stream)) => return Ok(stream),
+                Some(Err(e)) => last = e,
+                None => {}
+            },
+            () = tokio::time::sleep(NEXT_ADDRESS), if waiting.len() > 0 => {
+                running.extend(waiting.next().map(|a| tcp(spec, a)));
+            }
+        }
+    }
+}
+
+/// `happy_eyeballs_config`: `count` addresses of the first family, then the families in turn. Without configuration the first
+/// address says which family is first.
+fn interleave(all: Vec<SocketAddr>, v4_first: Option<bool>, count: usize) -> Vec<SocketAddr> {
+    let first_v4 = v4_first.unwrap_or_else(|| all.first().is_some_and(SocketAddr::is_ipv4));
+    let (a, b): (Vec<_>, Vec<_>) = all.into_iter().partition(|x| x.is_ipv4() == first_v4);
+    let (mut a, mut b) = (a.into_iter(), b.into_iter());
+    let mut order: Vec<_> = a.by_ref().take(count.max(1)).collect();
+    loop {
+        let before = order.len();
+        order.extend(b.next());
+        order.extend(a.next());
+        if order.len() == before {
+            return order;
+        }
+    }
+}
+
+/// The PROXY protocol header that tells `addresses` (client, server); `UNKNOWN`/LOCAL if there are none.
+pub(crate) fn proxy_header(v2: bool, addresses: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
+    // Both ends must be of one family; an IPv4 beside an IPv6 is told as mapped.
+    let addresses = addresses.map(|(a, b)| match (a, b) {
+        (SocketAddr::V4(x), SocketAddr::V6(_)) => (SocketAddr::new(x.ip().to_ipv6_mapped().into(), x.port()), b),
+        (SocketAddr::V6(_), SocketAddr::V4(y)) => (a, SocketAddr::new(y.ip().to_ipv6_mapped().into(), y.port())),
+        _ => (a, b),
+    });
+    if !v2 {
+        return match addresses {
+            None => b"PROXY UNKNOWN\r\n".to_vec(),
+            Some((a, b)) => {
+                let family = if a.is_ipv4() { "TCP4" } else { "TCP6" };
+                format!("PROXY {family} {} {} {} {}\r\n", a.ip(), b.ip(), a.port(), b.port()).into_bytes()
+            }
+        };
+    }
+    let mut out = b"\r\n\r\n\0\r\nQUIT\n".to_vec();
+    match addresses {
+        None => out.extend([0x20, 0x00, 0x00, 0x00]),
+        Some((SocketAddr::V4(a), SocketAddr::V4(b))) => {
+            out.extend([0x21, 0x11, 0x00, 12]);
+            out.extend(a.ip().octets());
+            out.extend(b.ip().octets());
+            out.extend(a.port().to_be_bytes());
+            out.extend(b.port().to_be_bytes());
+        }
+        Some((SocketAddr::V6(a), SocketAddr::V6(b))) => {
+            out.extend([0x21, 0x21, 0x00, 36]);
+            out.extend(a.ip().octets());
+            out.extend(b.ip().octets());
+            out.extend(a.port().to_be_bytes());
+            out.extend(b.port().to_be_bytes());
+        }
+        // Made alike above.
+        Some(_) => out.extend([0x20, 0x00, 0x00, 0x00]),
+    }
+    out
+}
+
+/// The cluster as formatters name it, for logs of connect failures.
+pub(crate) fn describe(cluster: &Cluster, host: &Host) -> String {
+    format!("{} ({})", host.address(), ClusterView::name(cluster))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_alternate() {
+        let a = |s: &str| s.parse::<SocketAddr>().unwrap();
+        let all = || vec![a("1.1.1.1:1"), a("2.2.2.2:1"), a("[::3]:1"), a("[::4]:1"), a("3.3.3.3:1")];
+        let text = |v: Vec<SocketAddr>| v.iter().map(|x| x.ip().to_string()).collect::<Vec<_>>().join(" ");
+        assert_eq!(text(interleave(all(), None, 1)), "1.1.1.1 ::3 2.2.2.2 ::4 3.3.3.3");
+        assert_eq!(text(interleave(all(), Some(false), 1)), "::3 1.1.1.1 ::4 2.2.2.2 3.3.3.3");
+        assert_eq!(text(interleave(all(), Some(true), 2)), "1.1.1.1 2.2.2.2 ::3 3.3.3.3 ::4");
+    }
+    #[test]
+    fn proxy_headers() {
+        let pair = Some(("10.0.0.1:1000".parse().unwrap(), "10.0.0.2:80".parse().unwrap()));
+        assert_eq!(proxy_header(false, pair), b"PROXY TCP4 10.0.0.1 10.0.0.2 1000 80\r\n");
+        assert_eq!(proxy_header(false, None), b"PROXY UNKNOWN\r\n");
+        assert_eq!(proxy_header(true, pair)[12..], [0x21, 0x11, 0, 12, 10, 0, 0, 1, 10, 0, 0, 2, 3, 232, 0, 80]);
+        let mixed = Some(("[2001:db8::1]:1".parse().unwrap(), "10.0.0.2:80".parse().unwrap()));
+        assert_eq!(proxy_header(false, mixed), b"PROXY TCP6 2001:db8::1 ::ffff:10.0.0.2 1 80\r\n");
+        assert_eq!(proxy_header(true, mixed).len(), 16 + 36);
+    }
+}
