@@ -26,9 +26,9 @@ fn tables(value: &Value, found: &mut Vec<Value>) {
 }
 
 #[allow(clippy::panic, clippy::unwrap_used)]
-fn dump(name: &str) -> Option<Vec<RouteConfiguration>> {
-    // The recordings live beside the project, not in it.
-    let text = std::fs::read_to_string(format!("/work/shared/reference/istiod/{name}.json")).ok()?;
+fn dump(name: &str) -> Vec<RouteConfiguration> {
+    let path = format!("{}/../../tests/fixtures/istiod/{name}.json", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(path).unwrap();
     let mut found = Vec::new();
     tables(&serde_json::from_str(&text).unwrap(), &mut found);
     let configs = found.iter().map(|table| {
@@ -36,26 +36,26 @@ fn dump(name: &str) -> Option<Vec<RouteConfiguration>> {
         table.as_object_mut().unwrap().remove("@type");
         parse::<RouteConfiguration>(&table, UnknownFields::Refuse).unwrap_or_else(|e| panic!("{name}: {e}")).value
     });
-    Some(configs.collect())
+    configs.collect()
 }
 
 #[test]
 fn every_table_compiles() {
     let mut count = 0;
     for name in DUMPS {
-        for config in dump(name).unwrap_or_default() {
+        for config in dump(name) {
             let (lab, report) = compile(&config, false);
             assert!(lab.is_some(), "{name} {}: {}", config.name, report.summary());
             assert!(report.items.is_empty(), "{name} {}: {:?}", config.name, report.items);
             count += 1;
         }
     }
-    assert!(count == 0 || count > 10, "{count}");
+    assert!(count > 10, "{count}");
 }
 
 #[test]
 fn every_route_of_a_sidecar_is_reachable_by_its_domains() {
-    for config in dump("sidecar-client-shop").unwrap_or_default() {
+    for config in dump("sidecar-client-shop") {
         let (lab, _) = compile(&config, false);
         let lab = lab.unwrap();
         for host in &config.virtual_hosts {
