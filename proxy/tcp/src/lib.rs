@@ -1,1 +1,15 @@
-//! The tcp_proxy filter.
+//! `envoy.filters.network.tcp_proxy`: bytes between a downstream connection and one to a host of a cluster.
+//!
+//! Compiled on the control thread by [`TcpProxyFactory`]; each connection is one task on its worker: choose a cluster, connect,
+//! copy in both directions until both sides have ended. Source: `envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto`.
+
+mod config;
+mod connect;
+mod filters;
+mod pump;
+#[cfg(test)]
+mod pump_tests;
+mod session;
+mod stats;
+
+pub use config::TcpProxyFactory;

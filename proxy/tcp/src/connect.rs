@@ -1,0 +1,135 @@
+//! From a new connection to one upstream: cluster, host, attempts. Runs on the worker that owns the connection.
+
+use crate::config::{Config, Target, state};
+use nuncio_core::filter_state::ApplicationProtocols;
+use nuncio_core::views::{ClusterView, HostView};
+use nuncio_core::{ByteStr, ResponseFlags, StreamError, StreamInfo};
+use nuncio_upstream::{Cluster, LbContext, OpenOptions, RoutingPriority, UpstreamConnection, Upstreams, application_protocols};
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Filter state that the transport socket obeys, copied because it is needed across waits.
+struct Wishes {
+    alpn: Option<ApplicationProtocols>,
+    sni: Option<String>,
+    sans: Option<Vec<String>>,
+}
+
+impl Wishes {
+    fn of(info: &StreamInfo) -> Self {
+        let alpn = || application_protocols(&info.connection.filter_state.borrow()).cloned();
+        let named = || {
+            state(info, "envoy.network.application_protocols")
+                .map(|list| ApplicationProtocols(list.split(',').map(|p| ByteStr::from(p.trim())).collect()))
+        };
+        Self {
+            alpn: application_protocols(&info.filter_state).cloned().or_else(alpn).or_else(named),
+            sni: state(info, "envoy.network.upstream_server_name"),
+            sans: state(info, "envoy.network.upstream_subject_alt_names")
+                .map(|list| list.split(',').map(|s| s.trim().to_string()).collect()),
+        }
+    }
+}
+
+fn cluster_of(target: &Target) -> Option<(Arc<dyn ClusterView>, Arc<Cluster>)> {
+    let view = target.slot.get()?;
+    let any: Arc<dyn Any + Send + Sync> = view.clone();
+    Some((view, any.downcast().ok()?))
+}
+
+/// Pause before attempt number `attempt` (2 is the first that has one), with full jitter.
+fn pause(backoff: Option<(Duration, Duration)>, attempt: u32) -> Duration {
+    let Some((base, max)) = backoff else { return Duration::ZERO };
+    let doubled = base.saturating_mul(1_u32.checked_shl(attempt.saturating_sub(2)).unwrap_or(u32::MAX));
+    doubled.min(max).mul_f64(fastrand::f64())
+}
+
+/// Connects. None if that failed; `info` says why.
+pub(crate) async fn connect(config: &Config, info: &mut StreamInfo) -> Option<UpstreamConnection> {
+    let Some(target) = config.target(info) else {
+        config.stats.cx_no_route.inc();
+        info.flags.set(ResponseFlags::NO_CLUSTER_FOUND);
+        return None;
+    };
+    let upstreams = Upstreams::current();
+    let wishes = Wishes::of(info);
+    let hash = config.hash.iter().find_map(|h| h.of(info));
+    loop {
+        // Asked anew for every attempt: the cluster may come, change or go in between.
+        let Some((view, cluster)) = cluster_of(&target) else {
+            config.stats.cx_no_route.inc();
+            info.flags.set(ResponseFlags::NO_CLUSTER_FOUND);
+            return None;
+        };
+        info.upstream_mut().cluster = Some(view.clone());
+        if info.attempts >= config.max_attempts {
+            info.flags.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+            cluster.stats().traffic.upstream_cx_connect_attempts_exceeded.inc();
+            return None;
+        }
+        if info.attempts > 0 && config.backoff.is_some() {
+            tokio::time::sleep(pause(config.backoff, info.attempts + 1)).await;
+        }
+        let context = LbContext {
+            hash,
+            downstream: Some(&info.connection),
+            stream: Some(info),
+            metadata_match: target.metadata.as_deref(),
+            ..LbContext::default()
+        };
+        let Some(host) = upstreams.pick(&cluster, &context) else {
+            info.flags.set(ResponseFlags::NO_HEALTHY_UPSTREAM);
+            return None;
+        };
+        let options = OpenOptions {
+            priority: RoutingPriority::Default,
+            downstream: Some(&info.connection),
+            alpn: wishes.alpn.as_ref(),
+            sni: wishes.sni.as_deref(),
+            sans: wishes.sans.as_deref(),
+            ..OpenOptions::default()
+        };
+        let result = upstreams.connect(&cluster, &host, &options).await;
+        if matches!(result, Err(StreamError::Overflow)) {
+            info.flags.set(ResponseFlags::UPSTREAM_OVERFLOW);
+            return None;
+        }
+        info.attempts += 1;
+        let upstream = info.upstream_mut();
+        upstream.attempted.push(HostView::address(host.as_ref()).clone());
+        upstream.host = Some(host.clone());
+        match result {
+            Ok(connection) => {
+                let attempted = std::mem::take(&mut upstream.attempted);
+                *upstream = connection.info().clone();
+                upstream.attempted = attempted;
+                upstream.cluster = Some(view);
+                upstream.host = Some(host);
+                return Some(connection);
+            }
+            Err(error) => {
+                if let StreamError::ConnectFailed(why) | StreamError::ConnectionClosed(why) = error {
+                    upstream.failure = Some(why).filter(|w| !w.is_empty());
+                }
+                info.flags.set(ResponseFlags::UPSTREAM_CONNECTION_FAILURE);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_the_largest() {
+        let backoff = Some((Duration::from_millis(10), Duration::from_millis(35)));
+        for (attempt, limit) in [(2, 10), (3, 20), (4, 35), (40, 35), (4_000_000, 35)] {
+            for _ in 0..50 {
+                assert!(pause(backoff, attempt) <= Duration::from_millis(limit));
+            }
+        }
+        assert_eq!(pause(None, 2), Duration::ZERO);
+    }
+}

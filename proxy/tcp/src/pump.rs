@@ -1,0 +1,420 @@
+//! Moves bytes in both directions until both have ended. Belongs to one worker's task; all state is one struct, polled as a
+//! whole, so that the directions share it without locks.
+//!
+//! A direction holds a buffer only while bytes are in it: buffers come from a pool of the worker, small ones until a read fills
+//! one, so that idle connections hold none.
+
+use crate::filters::{Filters, Passed};
+use crate::stats::Stats;
+use bytes::{Buf, BytesMut};
+use nuncio_core::StreamInfo;
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+const SMALL: usize = 8 * 1024;
+const LARGE: usize = 64 * 1024;
+/// Spare buffers that a worker keeps of each size.
+const SPARE: usize = 16;
+
+thread_local! {
+    static POOL: RefCell<[Vec<Box<[u8]>>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+}
+
+fn take(large: bool) -> Box<[u8]> {
+    let spare = POOL.with_borrow_mut(|pool| pool.get_mut(usize::from(large)).and_then(Vec::pop));
+    spare.unwrap_or_else(|| vec![0; if large { LARGE } else { SMALL }].into())
+}
+
+fn give_back(buffer: Box<[u8]>) {
+    POOL.with_borrow_mut(|pool| {
+        if let Some(spares) = pool.get_mut(usize::from(buffer.len() == LARGE))
+            && spares.len() < SPARE
+        {
+            spares.push(buffer);
+        }
+    });
+}
+
+/// Bytes on their way.
+enum Chunk {
+    Pooled { buffer: Box<[u8]>, start: usize, end: usize },
+    Own(BytesMut),
+}
+
+impl Chunk {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Pooled { buffer, start, end } => buffer.get(*start..*end).unwrap_or_default(),
+            Self::Own(bytes) => bytes,
+        }
+    }
+    fn advance(&mut self, n: usize) {
+        match self {
+            Self::Pooled { start, .. } => *start += n,
+            Self::Own(bytes) => bytes.advance(n.min(bytes.len())),
+        }
+    }
+    /// The bytes in a buffer that filters may change.
+    fn into_own(self) -> BytesMut {
+        match self {
+            Self::Own(bytes) => bytes,
+            Self::Pooled { buffer, start, end } => {
+                let bytes = BytesMut::from(buffer.get(start..end).unwrap_or_default());
+                give_back(buffer);
+                bytes
+            }
+        }
+    }
+    fn release(self) {
+        if let Self::Pooled { buffer, .. } = self {
+            give_back(buffer);
+        }
+    }
+}
+
+/// One direction.
+#[derive(Default)]
+struct Pipe {
+    chunk: Option<Chunk>,
+    /// Bytes filled the last small buffer.
+    large: bool,
+    /// The reading side has ended.
+    ended: bool,
+    /// The end was passed on, or cannot be any more.
+    finished: bool,
+    /// Written since the last flush.
+    dirty: bool,
+    /// Bytes that the writer did not take, as counted in the gauge.
+    blocked: usize,
+}
+
+impl Pipe {
+    fn put(&mut self, bytes: BytesMut) {
+        if !bytes.is_empty() {
+            self.chunk = Some(Chunk::Own(bytes));
+        }
+    }
+    fn waiting(&self) -> usize {
+        self.chunk.as_ref().map_or(0, |c| c.bytes().len())
+    }
+}
+
+/// Reads into a buffer of the pool. `None` is the end. A peer that closes without TLS close_notify has ended too.
+fn read(reader: Pin<&mut impl AsyncRead>, cx: &mut Context<'_>, large: &mut bool) -> Poll<io::Result<Option<Chunk>>> {
+    let mut buffer = take(*large);
+    let mut space = ReadBuf::new(&mut buffer);
+    let result = reader.poll_read(cx, &mut space);
+    let end = space.filled().len();
+    match result {
+        Poll::Ready(Ok(())) if end > 0 => {
+            *large = end == buffer.len() || (*large && end >= SMALL);
+            Poll::Ready(Ok(Some(Chunk::Pooled { buffer, start: 0, end })))
+        }
+        other => {
+            give_back(buffer);
+            match ready!(other) {
+                Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Poll::Ready(Err(e)),
+                _ => Poll::Ready(Ok(None)),
+            }
+        }
+    }
+}
+
+/// Why both directions are over.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// Both sides ended orderly.
+    Done,
+    /// The peer reset the connection or could not be written to.
+    Downstream,
+    /// The upstream reset the connection.
+    UpstreamReset,
+    /// The upstream failed otherwise.
+    Upstream,
+    /// A filter closed the connection.
+    Filter(Cow<'static, str>),
+}
+
+/// What one connection's directions share.
+pub(crate) struct Flow {
+    pub info: StreamInfo,
+    pub filters: Filters,
+    /// When bytes last moved.
+    pub moved: Instant,
+    up: Pipe,
+    down: Pipe,
+    /// The downstream is gone; what it sent is still being delivered.
+    flushing: bool,
+}
+
+impl Flow {
+    pub fn new(info: StreamInfo, filters: Filters) -> Self {
+        Self { info, filters, moved: Instant::now(), up: Pipe::default(), down: Pipe::default(), flushing: false }
+    }
+    /// Begins the filters.
+    pub fn begin(&mut self) -> Passed {
+        let mut out = BytesMut::new();
+        let passed = self.filters.begin(&mut self.info, &mut out);
+        self.down.put(out);
+        passed
+    }
+    /// Takes bytes that were read from the downstream before the flow began.
+    pub fn take_in(&mut self, bytes: BytesMut, stats: &Stats) -> Result<(), End> {
+        if bytes.is_empty() { Ok(()) } else { self.arrived(Some(Chunk::Own(bytes)), stats) }
+    }
+    /// Bytes (or the end) from the downstream: counts them and passes them through the filters.
+    fn arrived(&mut self, chunk: Option<Chunk>, stats: &Stats) -> Result<(), End> {
+        let size = chunk.as_ref().map_or(0, |c| c.bytes().len());
+        let connection = &self.info.connection;
+        connection.rx_bytes.set(connection.rx_bytes.get() + size as u64);
+        stats.rx_bytes_total.add(size as u64);
+        self.moved = Instant::now();
+        let end = chunk.is_none();
+        if self.filters.want_data() {
+            let mut data = chunk.map_or_else(BytesMut::new, Chunk::into_own);
+            let mut out = BytesMut::new();
+            let passed = self.filters.read(&mut self.info, &mut data, end, &mut out);
+            if !out.is_empty() {
+                let mut all = self.down.chunk.take().map_or_else(BytesMut::new, Chunk::into_own);
+                all.unsplit(out);
+                self.down.put(all);
+            }
+            match passed {
+                Passed::On => self.up.put(data),
+                Passed::Held => {}
+                Passed::Closed(why) => return Err(End::Filter(why)),
+            }
+        } else {
+            self.up.chunk = chunk;
+        }
+        self.up.ended = end;
+        let taken = self.up.waiting() as u64;
+        self.info.wire_rx_bytes += taken;
+        let meter = &self.info.request_meter;
+        meter.bytes.set(meter.bytes.get() + taken);
+        Ok(())
+    }
+    /// Bytes (or the end) from the upstream.
+    fn answered(&mut self, chunk: Option<Chunk>) -> Result<(), End> {
+        let size = chunk.as_ref().map_or(0, |c| c.bytes().len()) as u64;
+        self.info.bytes_sent += size;
+        self.info.upstream_mut().wire_rx_bytes += size;
+        self.moved = Instant::now();
+        let end = chunk.is_none();
+        if self.filters.want_data() {
+            let mut data = chunk.map_or_else(BytesMut::new, Chunk::into_own);
+            match self.filters.write(&mut self.info, &mut data, end) {
+                Passed::On => self.down.put(data),
+                Passed::Held => {}
+                Passed::Closed(why) => return Err(End::Filter(why)),
+            }
+        } else {
+            self.down.chunk = chunk;
+        }
+        self.down.ended = end;
+        Ok(())
+    }
+
+    /// Reads from the downstream while filters hold the connection at its beginning and, if `data`, until there is something to
+    /// send upstream (`upstream_connect_mode: ON_DOWNSTREAM_DATA`). What filters send meanwhile goes out.
+    pub fn poll_first<D>(&mut self, cx: &mut Context<'_>, io: &mut D, data: bool, stats: &Stats) -> Poll<Result<(), End>>
+    where
+        D: AsyncRead + AsyncWrite + Unpin,
+    {
+        loop {
+            if self.poll_write_down(cx, io, stats)?.is_ready() && self.down.dirty {
+                self.down.dirty = Pin::new(&mut *io).poll_flush(cx).is_pending();
+            }
+            if self.up.ended || (!self.filters.holding() && (!data || self.up.chunk.is_some())) {
+                return Poll::Ready(Ok(()));
+            }
+            match ready!(read(Pin::new(&mut *io), cx, &mut self.up.large)) {
+                Ok(chunk) => self.arrived(chunk, stats)?,
+                Err(_) => return Poll::Ready(Err(End::Downstream)),
+            }
+        }
+    }
+
+    fn poll_write_down<D: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, io: &mut D, stats: &Stats) -> Poll<Result<(), End>> {
+        while let Some(chunk) = &mut self.down.chunk {
+            match Pin::new(&mut *io).poll_write(cx, chunk.bytes()) {
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    chunk.advance(n);
+                    self.down.dirty = true;
+                    self.moved = Instant::now();
+                    let connection = &self.info.connection;
+                    connection.tx_bytes.set(connection.tx_bytes.get() + n as u64);
+                    self.info.wire_tx_bytes += n as u64;
+                    stats.tx_bytes_total.add(n as u64);
+                }
+                Poll::Ready(_) => return Poll::Ready(Err(End::Downstream)),
+                Poll::Pending => {
+                    let waiting = chunk.bytes().len();
+                    stats.tx_bytes_buffered.add(waiting as i64 - self.down.blocked as i64);
+                    self.down.blocked = waiting;
+                    return Poll::Pending;
+                }
+            }
+            if chunk.bytes().is_empty()
+                && let Some(done) = self.down.chunk.take()
+            {
+                done.release();
+            }
+        }
+        if self.down.blocked > 0 {
+            stats.tx_bytes_buffered.add(-(std::mem::take(&mut self.down.blocked) as i64));
+        }
+        Poll::Ready(Ok(()))
+    }
+    /// True when everything is written; false if the upstream takes nothing any more.
+    fn poll_write_up<U: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, upstream: &mut U, stats: &Stats) -> Poll<bool> {
+        while let Some(chunk) = &mut self.up.chunk {
+            match Pin::new(&mut *upstream).poll_write(cx, chunk.bytes()) {
+                Poll::Ready(Ok(n)) if n > 0 => {
+                    chunk.advance(n);
+                    self.up.dirty = true;
+                    self.moved = Instant::now();
+                    self.info.upstream_mut().wire_tx_bytes += n as u64;
+                }
+                Poll::Ready(_) => return Poll::Ready(false),
+                Poll::Pending => {
+                    let waiting = chunk.bytes().len();
+                    if self.up.blocked == 0 {
+                        stats.paused_reading.inc();
+                    }
+                    stats.rx_bytes_buffered.add(waiting as i64 - self.up.blocked as i64);
+                    self.up.blocked = waiting;
+                    return Poll::Pending;
+                }
+            }
+            if chunk.bytes().is_empty()
+                && let Some(done) = self.up.chunk.take()
+            {
+                done.release();
+            }
+        }
+        self.unblock_up(stats);
+        Poll::Ready(true)
+    }
+    fn unblock_up(&mut self, stats: &Stats) {
+        if self.up.blocked > 0 {
+            stats.rx_bytes_buffered.add(-(std::mem::take(&mut self.up.blocked) as i64));
+            stats.resumed_reading.inc();
+        }
+    }
+
+    /// Downstream to upstream, until its end was passed on.
+    fn poll_up<D, U>(&mut self, cx: &mut Context<'_>, io: &mut D, upstream: &mut U, stats: &Stats) -> Poll<Result<(), End>>
+    where
+        D: AsyncRead + Unpin,
+        U: AsyncWrite + Unpin,
+    {
+        loop {
+            if self.up.finished {
+                return Poll::Ready(Ok(()));
+            }
+            if !ready!(self.poll_write_up(cx, upstream, stats)) {
+                // The upstream reads no more; what it still has to say, or that it reset, is told by the other direction.
+                self.unblock_up(stats);
+                self.up.chunk = None;
+                self.up.finished = true;
+                continue;
+            }
+            if self.up.ended {
+                // Fails only if the upstream is gone already, which the other direction tells.
+                let _ = ready!(Pin::new(&mut *upstream).poll_shutdown(cx));
+                self.up.finished = true;
+                continue;
+            }
+            match read(Pin::new(&mut *io), cx, &mut self.up.large) {
+                Poll::Ready(Ok(chunk)) => self.arrived(chunk, stats)?,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Downstream)),
+                Poll::Pending => {
+                    if self.up.dirty && Pin::new(&mut *upstream).poll_flush(cx).is_ready() {
+                        self.up.dirty = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+    /// Upstream to downstream, until its end was passed on.
+    fn poll_down<D, U>(&mut self, cx: &mut Context<'_>, io: &mut D, upstream: &mut U, stats: &Stats) -> Poll<Result<(), End>>
+    where
+        D: AsyncWrite + Unpin,
+        U: AsyncRead + Unpin,
+    {
+        loop {
+            if self.down.finished {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(self.poll_write_down(cx, io, stats))?;
+            if self.down.ended {
+                let shut = ready!(Pin::new(&mut *io).poll_shutdown(cx));
+                self.down.finished = true;
+                if shut.is_err() {
+                    return Poll::Ready(Err(End::Downstream));
+                }
+                continue;
+            }
+            match read(Pin::new(&mut *upstream), cx, &mut self.down.large) {
+                Poll::Ready(Ok(chunk)) => self.answered(chunk)?,
+                Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::ConnectionReset => return Poll::Ready(Err(End::UpstreamReset)),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Upstream)),
+                Poll::Pending => {
+                    if self.down.dirty && Pin::new(&mut *io).poll_flush(cx).is_ready() {
+                        self.down.dirty = false;
+                    }
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// Moves what can be moved; ready when both directions are over. When the downstream goes away, what it sent before is still
+    /// delivered.
+    pub fn poll<D, U>(&mut self, cx: &mut Context<'_>, io: &mut D, upstream: &mut U, stats: &Stats) -> Poll<End>
+    where
+        D: AsyncRead + AsyncWrite + Unpin,
+        U: AsyncRead + AsyncWrite + Unpin,
+    {
+        loop {
+            let up = self.poll_up(cx, io, upstream, stats);
+            let down = if self.flushing { Poll::Ready(Ok(())) } else { self.poll_down(cx, io, upstream, stats) };
+            let end = match (up, down) {
+                (Poll::Ready(Err(end)), _) | (_, Poll::Ready(Err(end))) => end,
+                (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(if self.flushing { End::Downstream } else { End::Done }),
+                _ => return Poll::Pending,
+            };
+            if end != End::Downstream || self.up.chunk.is_none() {
+                return Poll::Ready(end);
+            }
+            self.flushing = true;
+            self.up.ended = true;
+            stats.upstream_flush_total.inc();
+            stats.upstream_flush_active.inc();
+        }
+    }
+    /// Takes back what the gauges hold of this connection.
+    pub fn release(&mut self, stats: &Stats) {
+        if self.down.blocked > 0 {
+            stats.tx_bytes_buffered.add(-(std::mem::take(&mut self.down.blocked) as i64));
+        }
+        if self.up.blocked > 0 {
+            stats.rx_bytes_buffered.add(-(std::mem::take(&mut self.up.blocked) as i64));
+        }
+        if std::mem::take(&mut self.flushing) {
+            stats.upstream_flush_active.dec();
+        }
+        for pipe in [&mut self.up, &mut self.down] {
+            if let Some(chunk) = pipe.chunk.take() {
+                chunk.release();
+            }
+        }
+    }
+}
