@@ -9,6 +9,7 @@ pub mod fault;
 pub mod grpc_stats;
 pub mod grpc_web;
 pub mod header_mutation;
+pub mod health_check;
 pub mod local_ratelimit;
 pub mod rate_limit;
 pub mod set_filter_state;
@@ -28,6 +29,7 @@ pub fn register(registry: &mut Registry) {
     registry.http.push(Box::new(grpc_stats::Factory));
     registry.http.push(Box::new(grpc_web::Factory));
     registry.http.push(Box::new(header_mutation::Factory));
+    registry.http.push(Box::new(health_check::Factory));
     registry.http.push(Box::new(local_ratelimit::Factory));
     registry.http.push(Box::new(set_filter_state::Factory));
     registry.http.push(Box::new(set_metadata::Factory));

@@ -7,7 +7,6 @@ use crate::baggage;
 use crate::peer::{DOWNSTREAM_PEER, DOWNSTREAM_PEER_OBJ, Peer, PeerState, UPSTREAM_PEER, UPSTREAM_PEER_OBJ};
 use base64::Engine;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use bytes::Bytes;
 use hashbrown::{Equivalent, HashMap};
 use http::{HeaderName, HeaderValue};
 use nuncio_core::diag::At;
@@ -24,8 +23,9 @@ use nuncio_proto::io::istio::http::peer_metadata::config::{DiscoveryMethod, Prop
 use prost::Message;
 use prost_types::value::Kind;
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::hash::Hash;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Base64 of the workload's Struct.
 pub const PEER_METADATA: HeaderName = HeaderName::from_static("x-envoy-peer-metadata");
@@ -117,15 +117,28 @@ enum Propagation {
     Baggage(HeaderValue),
 }
 
+/// `text` for the life of the process. A static header value is copied into requests without counting references, which all
+/// workers would count in one place. What we say of ourselves hardly changes while we run, so that this stays small.
+fn interned(text: String) -> &'static str {
+    static ALL: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = all.get(text.as_str()) {
+        return known;
+    }
+    let kept: &'static str = Box::leak(text.into_boxed_str());
+    all.insert(kept);
+    kept
+}
+
 fn propagation(methods: &[PropagationMethod], local: &Peer, at: &At<'_>, cx: &mut FactoryCx<'_>) -> Option<Vec<Propagation>> {
     let mut out = Vec::new();
     for (i, method) in methods.iter().enumerate() {
         let mut value = |text: String| {
-            let value = HeaderValue::from_maybe_shared(Bytes::from(text.clone()));
-            if value.is_err() {
+            if HeaderValue::from_str(&text).is_err() {
                 cx.report.error(&at.index(i), format!("{text:?} of the node"), "give the node an id and metadata that fit into a header");
+                return None;
             }
-            value.ok()
+            Some(HeaderValue::from_static(interned(text)))
         };
         match &method.method_specifier {
             Some(Propagate::IstioHeaders(headers)) => out.push(Propagation::Headers {

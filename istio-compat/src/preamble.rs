@@ -26,7 +26,7 @@ pub enum Preamble {
     /// A preamble was there, and taken out; the metadata in it could not be read.
     Unreadable,
     /// A preamble was there, and taken out. None if it does not name the peer.
-    Peer(Option<Peer>),
+    Peer(Option<Box<Peer>>),
     /// It announces more than [`MAX`]; no way to find the application's bytes behind it.
     TooLong(u32),
 }
@@ -71,7 +71,7 @@ pub fn take(data: &mut BytesMut, additional: &[String]) -> Preamble {
     };
     let Ok(metadata) = Struct::decode(metadata.value.as_slice()) else { return Preamble::Unreadable };
     let peer = metadata.fields.get(PEER_METADATA.as_str()).and_then(object);
-    Preamble::Peer(peer.map(|p| Peer::from_struct(p, additional)))
+    Preamble::Peer(peer.map(|p| Box::new(Peer::from_struct(p, additional))))
 }
 
 #[cfg(test)]
@@ -94,7 +94,7 @@ mod tests {
         }
         data.put_u8(wire[wire.len() - 1]);
         data.put_slice(b"hello");
-        assert_eq!(take(&mut data, &[]), Preamble::Peer(Some(peer())));
+        assert_eq!(take(&mut data, &[]), Preamble::Peer(Some(Box::new(peer()))));
         assert_eq!(data, b"hello"[..]);
     }
 

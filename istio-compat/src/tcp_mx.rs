@@ -179,7 +179,7 @@ impl NetworkFilter for Filter {
                 self.shared.header_not_found.inc();
                 self.with_state(info, set_absent);
             }
-            Preamble::Peer(Some(peer)) => self.set_peer(info, peer),
+            Preamble::Peer(Some(peer)) => self.set_peer(info, *peer),
             Preamble::Peer(None) => self.with_state(info, set_absent),
             Preamble::TooLong(length) => {
                 self.shared.header_not_found.inc();

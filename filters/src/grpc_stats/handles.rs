@@ -46,6 +46,8 @@ impl Handles {
     }
 }
 
+type ByPath = HashMap<Box<str>, Arc<Handles>>;
+
 /// Handles by cluster and path; locked once per gRPC stream, for a lookup.
 #[derive(Debug)]
 pub struct Cache {
@@ -55,7 +57,7 @@ pub struct Cache {
     upstream_time: bool,
     server: Arc<Server>,
     /// The path is empty for all methods together.
-    handles: Mutex<HashMap<Arc<str>, HashMap<Box<str>, Arc<Handles>>>>,
+    handles: Mutex<HashMap<Arc<str>, ByPath>>,
 }
 
 impl Cache {

@@ -4,7 +4,7 @@ use super::Config;
 use super::facts::Group;
 use super::gather::{End, Gathered, peer_key};
 use super::overrides::Metric;
-use super::series::{Series, series};
+use super::series::{Series, series, with_series};
 use crate::cel::Attributes;
 use crate::http_mx;
 use crate::peer::Peer;
@@ -72,14 +72,15 @@ impl HttpFilter for Filter {
         let attributes = self.attributes(ex);
         let values = self.0.overrides.values(&attributes);
         let gathered = self.gather(ex, peer);
-        let series = series(&self.0, &gathered.facts(group, end, &values));
-        series.add(Metric::Requests, 1);
-        if let Some(duration) = ex.info.duration {
-            series.record(Metric::Duration, u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
-        }
-        series.record(Metric::RequestBytes, ex.info.wire_rx_bytes);
-        series.record(Metric::ResponseBytes, ex.info.wire_tx_bytes);
-        series.report_custom(&self.0, &attributes);
+        with_series(&self.0, &gathered.facts(group, end, &values), |series| {
+            series.add(Metric::Requests, 1);
+            if let Some(duration) = ex.info.duration {
+                series.record(Metric::Duration, u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
+            }
+            series.record(Metric::RequestBytes, ex.info.wire_rx_bytes);
+            series.record(Metric::ResponseBytes, ex.info.wire_tx_bytes);
+            series.report_custom(&self.0, &attributes);
+        });
     }
 }
 

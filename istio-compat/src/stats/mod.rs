@@ -201,15 +201,14 @@ pub fn grpc_status(trailers: Option<&Headers>, headers: Option<&Headers>, info: 
         let code = std::str::from_utf8(value).ok().and_then(|v| v.parse().ok()).filter(|c| (0..=16).contains(c));
         Some(code.unwrap_or(-1))
     };
-    said(trailers).or_else(|| said(headers)).or_else(|| info.grpc_status.and_then(|s| i32::try_from(s).ok())).or_else(|| {
-        match info.response_code {
-            0 => None,
-            400 => Some(13),
-            401 => Some(16),
-            403 => Some(7),
-            404 => Some(12),
-            429 | 502 | 503 | 504 => Some(14),
-            _ => Some(2),
-        }
-    })
+    let mapped = match info.response_code {
+        0 => None,
+        400 => Some(13),
+        401 => Some(16),
+        403 => Some(7),
+        404 => Some(12),
+        429 | 502 | 503 | 504 => Some(14),
+        _ => Some(2),
+    };
+    said(trailers).or_else(|| said(headers)).or_else(|| info.grpc_status.and_then(|s| i32::try_from(s).ok())).or(mapped)
 }

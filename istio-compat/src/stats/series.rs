@@ -113,8 +113,13 @@ thread_local! {
     static WORKER: RefCell<HashMap<usize, Known, foldhash::fast::RandomState>> = RefCell::default();
 }
 
-/// The handles of `facts`.
+/// The handles of `facts`, for those that keep them.
 pub fn series(config: &Arc<Config>, facts: &Facts<'_>) -> Arc<Series> {
+    with_series(config, facts, Arc::clone)
+}
+
+/// Runs `report` with the handles of `facts`. Workers share them: not to count references keeps their caches quiet.
+pub fn with_series<T>(config: &Arc<Config>, facts: &Facts<'_>, report: impl FnOnce(&Arc<Series>) -> T) -> T {
     WORKER.with_borrow_mut(|worker| {
         let id = Arc::as_ptr(config).addr();
         // A weak reference keeps the address from being used again, so that it names this configuration and no other.
@@ -123,7 +128,7 @@ pub fn series(config: &Arc<Config>, facts: &Facts<'_>) -> Arc<Series> {
         }
         let known = worker.entry(id).or_insert_with(|| Known { config: Arc::downgrade(config), sets: Map::default() });
         match known.sets.get(facts) {
-            Some(series) if !series.evicted() => return series.clone(),
+            Some(series) if !series.evicted() => return report(series),
             _ => {}
         }
         let (key, series) = config.shared.find(config, facts);
@@ -133,7 +138,7 @@ pub fn series(config: &Arc<Config>, facts: &Facts<'_>) -> Arc<Series> {
         if let Some(key) = key {
             known.sets.insert(key, series.clone());
         }
-        series
+        report(&series)
     })
 }
 

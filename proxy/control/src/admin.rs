@@ -184,6 +184,7 @@ impl Backend for Admin {
     }
     fn fail_health_checks(&self, fail: bool) {
         self.0.health_failed.set(fail);
+        self.0.server.runtime.set_health_failed(fail);
         self.0.listener_manager.borrow_mut().set_health_failed(fail);
         self.0.publish_state();
     }

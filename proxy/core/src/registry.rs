@@ -10,6 +10,7 @@ use nuncio_proto::envoy::config::core::v3::Node;
 use nuncio_stats::{Scope, Store};
 use std::any::Any;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Instant;
 
@@ -39,9 +40,18 @@ impl Server {
 #[derive(Debug, Default)]
 pub struct Runtime {
     values: RwLock<HashMap<String, String>>,
+    health_failed: AtomicBool,
 }
 
 impl Runtime {
+    /// `/healthcheck/fail` (true) and `/healthcheck/ok` (false).
+    pub fn set_health_failed(&self, failed: bool) {
+        self.health_failed.store(failed, Ordering::Relaxed);
+    }
+    /// Whether the operator made this server fail its health checks.
+    pub fn health_failed(&self) -> bool {
+        self.health_failed.load(Ordering::Relaxed)
+    }
     /// Sets `key`; an empty value removes it (admin layer semantics).
     pub fn set(&self, key: &str, value: &str) {
         if let Ok(mut values) = self.values.write() {
