@@ -137,6 +137,8 @@ pub struct CodecStats {
     pub rx_messaging_error: Counter,
     pub trailers: Counter,
     pub goaway_sent: Counter,
+    /// A client left a response unread for `stream_flush_timeout`.
+    pub tx_flush_timeout: Counter,
 }
 
 /// Options of a downstream connection.
@@ -154,6 +156,9 @@ pub struct ServerOptions {
     pub request_headers_timeout: Option<Duration>,
     /// How long to wait for the peer to close after our last byte when it may still be sending. Default 1 s.
     pub delayed_close_timeout: Duration,
+    /// `stream_flush_timeout`: how long a client may leave a response unread; then its stream (HTTP/1: connection) is reset.
+    /// Default 5 min, as `stream_idle_timeout`.
+    pub stream_flush_timeout: Option<Duration>,
     /// `max_requests_per_connection`; 0 for no limit.
     pub max_requests_per_connection: u32,
     pub headers_with_underscores: HeadersWithUnderscores,
@@ -172,6 +177,7 @@ impl Default for ServerOptions {
             idle_timeout: Some(Duration::from_secs(3600)),
             request_headers_timeout: None,
             delayed_close_timeout: Duration::from_secs(1),
+            stream_flush_timeout: Some(Duration::from_secs(300)),
             max_requests_per_connection: 0,
             headers_with_underscores: HeadersWithUnderscores::Allow,
             tls: false,

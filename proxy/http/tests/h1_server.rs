@@ -521,6 +521,35 @@ async fn timeouts() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_reads_nothing_is_left() {
+    local(async {
+        let channel = Channel::default();
+        for _ in 0..10 {
+            channel.data(vec![b'z'; 10_000]);
+        }
+        let body = channel.clone();
+        let service = TestService::new(move |_| {
+            let body = body.clone();
+            async move { ok(body.body()) }
+        });
+        let options = ServerOptions { stream_flush_timeout: Some(Duration::from_secs(60)), ..ServerOptions::default() };
+        let mut s = start_with(service, options, 20_000, "");
+        s.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        // Some progress buys time.
+        let mut some = [0; 5000];
+        s.io.read_exact(&mut some).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        settle().await;
+        assert!(!channel.state().dropped.get());
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        settle().await;
+        assert!(channel.state().dropped.get());
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn handles_of_an_earlier_request_do_nothing() {
     local(async {
         let kept: Rc<RefCell<Vec<Request>>> = Rc::default();

@@ -163,6 +163,15 @@ async fn flow_control_reaches_from_end_to_end() {
         assert!(channel.state().polls.get() < 12, "{}", channel.state().polls.get());
         assert_eq!(body(&mut stream).await.unwrap().0.len(), 2_000_000);
 
+        // Nor is a client waited for that never reads.
+        for _ in 0..200 {
+            channel.data(vec![b'z'; 10_000]);
+        }
+        let mut stream = open(&p.client, &head(Method::GET, "/"), true);
+        response(&mut stream).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(301)).await;
+        assert_eq!(body(&mut stream).await.unwrap_err(), StreamError::RemoteReset(8));
+
         // And in the other direction: the handler does not read.
         let hold = TestService::new(|mut request: Request| async move {
             tokio::time::sleep(Duration::from_secs(10)).await;

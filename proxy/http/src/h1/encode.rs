@@ -73,12 +73,13 @@ fn declared_length(headers: &Headers) -> Option<u64> {
 }
 
 /// Appends a request head. `end`: there is no body. Gives the framing of the body that follows. Refuses what would not
-/// arrive as one request: a target or host with white space or control characters, an empty path.
+/// arrive as one request: a target or host with white space or control characters, a path that does not begin with `/`.
 pub fn request(out: &mut Vec<u8>, head: &RequestHead, end: bool, options: &H1Options) -> Result<(Framing, Asked), StreamError> {
     let connect = head.method == Method::CONNECT;
     let upgrade = !connect && validate::is_upgrade(&head.headers);
-    let target = if connect { head.authority.as_bytes() } else { head.path.as_bytes() };
-    if target.is_empty() || !validate::is_valid_target(target) {
+    let target: &[u8] = if connect { head.authority.as_bytes() } else { head.path.as_bytes() };
+    let origin_form = connect || target.starts_with(b"/") || (target == b"*".as_slice() && head.method == Method::OPTIONS);
+    if !origin_form || !validate::is_valid_target(target) {
         return Err(StreamError::LocalReset(details::INVALID_URL));
     }
     if head.authority.bytes().any(|b| b.is_ascii_control()) {

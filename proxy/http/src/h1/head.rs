@@ -47,6 +47,10 @@ impl HeadScanner {
             let lf = self.scanned + at;
             self.scanned = lf + 1;
             let line = buf.get(self.line..lf).unwrap_or_default();
+            // Size before form, so that the answer does not depend on how the bytes arrived.
+            if lf >= limits.bytes && lf - self.line > 1 {
+                return Err(HeadError::TooLarge(details::HEADERS_TOO_LARGE));
+            }
             let (line, complete) = match line.split_last() {
                 Some((b'\r', rest)) => (rest, true),
                 _ => (line, false),
@@ -68,11 +72,12 @@ impl HeadScanner {
             }
             self.line = self.scanned;
         }
-        if buf.len() > limits.bytes { Err(HeadError::TooLarge(details::HEADERS_TOO_LARGE)) } else { Ok(None) }
+        if buf.len() > limits.bytes.saturating_add(1) { Err(HeadError::TooLarge(details::HEADERS_TOO_LARGE)) } else { Ok(None) }
     }
-    /// The first line, if it is complete, without its line end. Lets a request that can never be right be refused early.
-    pub fn first_line<'a>(&self, buf: &'a [u8]) -> Option<&'a [u8]> {
-        let end = memchr::memchr(b'\n', buf)?;
+    /// The first line, if it is complete and within the limits, without its line end. Lets a request that can never be right
+    /// be refused early.
+    pub fn first_line<'a>(&self, buf: &'a [u8], limits: Limits) -> Option<&'a [u8]> {
+        let end = memchr::memchr(b'\n', buf).filter(|end| *end < limits.bytes)?;
         let line = buf.get(..end)?;
         Some(line.strip_suffix(b"\r").unwrap_or(line))
     }

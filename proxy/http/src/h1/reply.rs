@@ -7,6 +7,7 @@ use crate::h1::conn::{Conn, Upgrade};
 use crate::h1::encode::{self, After};
 use crate::h1::response::Asked;
 use crate::service::Response;
+use crate::timer::Timer;
 use crate::validate;
 use bytes::Bytes;
 use http::{StatusCode, header};
@@ -15,6 +16,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
 /// What the request was, as far as the response depends on it.
 #[derive(Clone, Copy)]
@@ -73,7 +75,8 @@ where
         encode::response(state.out.tail(), &head, asked, version, remaining, after, &conn.options.h1)
     };
     conn.settle_upgrade(accepted);
-    let mut pump = Pump { framing, done: framing == Framing::None, failed: false };
+    let done = framing == Framing::None;
+    let mut pump = Pump { framing, done, failed: false, timer: Timer::default(), blocked: None };
     let sent = poll_fn(|cx| pump.poll(conn, control, &mut body, cx)).await;
     if sent.is_err() || pump.failed {
         return Outcome::Abort;
@@ -93,6 +96,9 @@ struct Pump {
     done: bool,
     /// It ended too early, or with an error.
     failed: bool,
+    timer: Timer,
+    /// The client takes nothing: since when, and how much it had taken.
+    blocked: Option<(Instant, u64)>,
 }
 
 impl Pump {
@@ -118,10 +124,16 @@ impl Pump {
                 return Poll::Ready(Err(()));
             }
             control.register(cx);
-            if ready!(flushed).is_err() {
+            let failed = match flushed {
+                Poll::Ready(flushed) => flushed.is_err(),
+                Poll::Pending if self.is_stuck(conn, cx) => true,
+                Poll::Pending => return Poll::Pending,
+            };
+            if failed {
                 conn.mark_closed();
                 return Poll::Ready(Err(()));
             }
+            self.blocked = None;
             if self.done {
                 return Poll::Ready(Ok(()));
             }
@@ -129,6 +141,24 @@ impl Pump {
                 return if conn.poll_gone(cx) { Poll::Ready(Err(())) } else { Poll::Pending };
             }
         }
+    }
+    /// Whether the client has taken nothing for `stream_flush_timeout`.
+    fn is_stuck<IO>(&mut self, conn: &Conn<IO>, cx: &mut Context<'_>) -> bool {
+        let Some(timeout) = conn.options.stream_flush_timeout else { return false };
+        let taken = conn.state.borrow().tx;
+        let since = match self.blocked {
+            Some((since, before)) if before == taken => since,
+            _ => {
+                let now = Instant::now();
+                self.blocked = Some((now, taken));
+                now
+            }
+        };
+        let stuck = self.timer.poll_passed(since + timeout, cx);
+        if stuck {
+            conn.options.stats.tx_flush_timeout.inc();
+        }
+        stuck
     }
     fn write<IO>(&mut self, conn: &Conn<IO>, frame: Option<Result<Frame, nuncio_core::StreamError>>, last: bool)
     where

@@ -110,7 +110,7 @@ impl RequestParser {
             // A request that can never be right is refused before the rest of it is waited for, and for its own reason.
             incomplete => {
                 if !self.line_checked
-                    && let Some(line) = self.scanner.first_line(buf)
+                    && let Some(line) = self.scanner.first_line(buf, limits(options))
                 {
                     request_line(line, options)?;
                     self.line_checked = true;

@@ -18,7 +18,6 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
@@ -223,7 +222,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Driver<IO> {
         self.conn.end_stream();
         self.idle_since = Instant::now();
         if outcome == Outcome::Close {
-            self.linger().await;
+            self.shut_down(true).await;
         }
         outcome
     }
@@ -235,30 +234,26 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Driver<IO> {
             let state = self.conn.state.borrow();
             (state.broken, !state.body.is_done() || !state.buf.is_empty())
         };
-        if unread || broken.is_some() {
-            self.linger().await;
-        } else {
-            poll_fn(|cx| Pin::new(&mut self.conn.state.borrow_mut().io).poll_shutdown(cx)).await.ok();
-        }
+        self.shut_down(unread || broken.is_some()).await;
         broken.map_or(ConnectionEnd::Local, ConnectionEnd::Protocol)
     }
 
-    /// Envoy's delayed close: our side is shut, what the client sends is thrown away, for `delayed_close_timeout` at most.
-    async fn linger(&mut self) {
-        let timeout = self.conn.options.delayed_close_timeout;
-        if timeout == Duration::ZERO {
-            return;
-        }
-        let deadline = Instant::now() + timeout;
+    /// Shuts our side. `linger`, Envoy's delayed close: what the client still sends is thrown away until it closes. Both take
+    /// `delayed_close_timeout` at most.
+    async fn shut_down(&mut self, linger: bool) {
+        let deadline = Instant::now() + self.conn.options.delayed_close_timeout;
         let mut shut = false;
         poll_fn(|cx| {
             loop {
-                if self.control.is_closing() || self.timer.poll_passed(deadline, cx) {
+                if !shut {
+                    shut = Pin::new(&mut self.conn.state.borrow_mut().io).poll_shutdown(cx).is_ready();
+                }
+                if (shut && !linger) || self.control.is_closing() || self.timer.poll_passed(deadline, cx) {
                     return Poll::Ready(());
                 }
                 self.control.register(cx);
-                if !shut {
-                    shut = Pin::new(&mut self.conn.state.borrow_mut().io).poll_shutdown(cx).is_ready();
+                if !linger {
+                    return Poll::Pending;
                 }
                 self.conn.state.borrow_mut().buf = BytesMut::new();
                 match self.conn.poll_read(cx) {
@@ -317,4 +312,16 @@ where
         }
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shared_part_of_a_connection_is_small() {
+        // Beside the task (see tests/h1_server.rs); buffers come and go.
+        let size = size_of::<Conn<tokio::net::TcpStream>>();
+        assert!(size <= 512, "{size}");
+    }
 }

@@ -418,7 +418,16 @@ fn encoders_own_the_framing() {
     let mut out = Vec::new();
     encode::request(&mut out, &RequestHead::new(Method::POST, "a", "/"), true, &H1Options::default()).unwrap();
     assert_eq!(String::from_utf8(out).unwrap(), "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n");
-    for (authority, path) in [("a", "/ HTTP/1.1\r\nx: y"), ("a", ""), ("a", "/\0"), ("a\r\nx: y", "/"), ("a", "/\u{e9}")] {
+    for (authority, path) in [
+        ("a", "/ HTTP/1.1\r\nx: y"),
+        ("a", ""),
+        ("a", "?x"),
+        ("a", "*"),
+        ("a", "http://b/"),
+        ("", "/\0"),
+        ("a\r\nx: y", "/"),
+        ("a", "/\u{e9}"),
+    ] {
         assert!(encode::request(&mut Vec::new(), &RequestHead::new(Method::GET, authority, path), true, &H1Options::default()).is_err());
     }
     let write = |status: u16, headers: &[(&'static str, &'static str)], asked: Asked, version, remaining, after| {

@@ -65,6 +65,10 @@ fn text(s: &str) -> ByteStr {
 pub fn request_in(parts: request::Parts, options: &ServerOptions) -> Result<Incoming, Refused> {
     let bytes = size(&parts.headers) + (parts.uri.path().len() + 64) as u64;
     let fields_seen = parts.headers.len();
+    // `h2` holds the body to the first one only.
+    if parts.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Err(Refused::Reset(h2::Reason::PROTOCOL_ERROR));
+    }
     let mut headers = fields(parts.headers);
     underscores(&mut headers, options.headers_with_underscores, &options.stats)?;
     let host = headers.remove(&header::HOST);

@@ -6,8 +6,6 @@ mod io;
 mod keepalive;
 pub mod server;
 mod stream;
-#[cfg(test)]
-mod tests;
 
 pub use client::{Client, Stream};
 

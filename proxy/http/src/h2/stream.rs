@@ -5,6 +5,7 @@ use crate::h2::convert::{self, Incoming, Refused};
 use crate::h2::{FRAME_HEADER, stream_error};
 use crate::options::ServerOptions;
 use crate::service::{Informational, Request, Response, Service, StreamControl, StreamOps};
+use crate::timer::Timer;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
@@ -16,6 +17,7 @@ use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use tokio::time::Instant;
 
 /// What became of an upgrade (CONNECT).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -278,7 +280,10 @@ async fn reply(shared: &Shared, response: Response, extended: bool, accepted: bo
 
 /// Moves the body into the stream. True if it was handed over to its end.
 async fn pump(shared: &Shared, send: &mut SendStream<Bytes>, body: &mut Body, options: &ServerOptions) -> bool {
+    let mut timer = Timer::default();
     loop {
+        let mut blocked = None;
+        let mut stuck = false;
         let frame = poll_fn(|cx| {
             // Room first: what cannot be sent is not asked for.
             if send.capacity() == 0 {
@@ -286,7 +291,11 @@ async fn pump(shared: &Shared, send: &mut SendStream<Bytes>, body: &mut Body, op
                 match send.poll_capacity(cx) {
                     Poll::Ready(Some(Ok(_))) => {}
                     Poll::Ready(_) => return Poll::Ready(Err(())),
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => {
+                        let since = *blocked.get_or_insert_with(Instant::now);
+                        stuck = options.stream_flush_timeout.is_some_and(|timeout| timer.poll_passed(since + timeout, cx));
+                        return if stuck { Poll::Ready(Err(())) } else { Poll::Pending };
+                    }
                 }
             }
             if send.poll_reset(cx).is_ready() {
@@ -296,6 +305,11 @@ async fn pump(shared: &Shared, send: &mut SendStream<Bytes>, body: &mut Body, op
         })
         .await;
         let Ok(frame) = frame else {
+            if stuck {
+                options.stats.tx_flush_timeout.inc();
+                options.stats.tx_reset.inc();
+                send.send_reset(Reason::CANCEL);
+            }
             shared.mark_closed();
             return false;
         };
