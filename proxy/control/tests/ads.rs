@@ -1,18 +1,17 @@
 //! The control thread against a control plane over a Unix socket: from the first request to serving, through refusals, removals and
 //! the loss of the stream. The control plane is HTTP/2 by hand, so that nothing of ours judges ours.
 
+mod kit;
+
 use bytes::Bytes;
-use nuncio_control::{Args, Factories, run};
-use nuncio_core::registry::Registry;
-use nuncio_hcm::HcmFactory;
-use nuncio_listener::TerminalRegistry;
+use kit::{Folder, Proxy, http};
 use nuncio_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use nuncio_proto::json::{UnknownFields, from_json, to_value};
 use nuncio_proto::{Any, Message};
 use nuncio_xds::types;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -160,43 +159,6 @@ fn upstream(name: &'static str) -> u16 {
     port
 }
 
-fn http(address: &str, method: &str, path: &str) -> Option<(u16, String)> {
-    let mut io = TcpStream::connect(address).ok()?;
-    io.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
-    write!(io, "{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").ok()?;
-    let mut all = Vec::new();
-    io.read_to_end(&mut all).ok()?;
-    let text = String::from_utf8_lossy(&all).into_owned();
-    let (head, body) = text.split_once("\r\n\r\n")?;
-    Some((head.split(' ').nth(1)?.parse().ok()?, body.to_string()))
-}
-
-fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + Duration::from_secs(20);
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < end, "{what} did not happen");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-fn factories() -> Factories {
-    Factories {
-        registry: Registry::default(),
-        terminals: Box::new(|shared| TerminalRegistry {
-            factories: vec![Box::new(HcmFactory {
-                registry: shared.registry.clone(),
-                routes: shared.routes.clone(),
-                clusters: shared.clusters.clone(),
-                extensions: shared.extensions.clone(),
-            })],
-        }),
-        worker_setup: |_| {},
-    }
-}
-
 const LISTENER: &str = r#"
 name: web
 address: {socket_address: {address: 127.0.0.1, port_value: 0}}
@@ -233,9 +195,8 @@ fn routes(cluster: &str) -> Resource {
 
 #[test]
 fn serves_what_the_control_plane_says_and_refuses_by_name() {
-    let dir = std::env::temp_dir().join(format!("nuncio-control-ads-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
-    let socket = dir.join("xds");
+    let dir = Folder::new("ads");
+    let socket = dir.0.join("xds");
     let world = World::from([
         (types::CLUSTER, vec![cluster("a"), cluster("b")]),
         (types::ENDPOINT, vec![endpoints("a", upstream("a")), endpoints("b", upstream("b"))]),
@@ -243,7 +204,6 @@ fn serves_what_the_control_plane_says_and_refuses_by_name() {
         (types::ROUTE, vec![routes("a")]),
     ]);
     let plane = ControlPlane::start(socket.clone(), world);
-    let admin_path = dir.join("admin");
     let yaml = format!(
         r#"{{node: {{id: me, cluster: test}}, admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}},
         dynamic_resources: {{lds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}}, cds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}},
@@ -253,8 +213,7 @@ fn serves_what_the_control_plane_says_and_refuses_by_name() {
           load_assignment: {{cluster_name: xds, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: "{}"}}}}}}}}]}}]}}}}]}}}}"#,
         socket.display()
     );
-    let args = Args { config_yaml: yaml, admin_address_path: admin_path.display().to_string(), concurrency: 1, ..Args::default() };
-    let proxy = std::thread::spawn(move || run(args, factories()));
+    let proxy = Proxy::start(&dir.0, yaml);
 
     let first = plane.request("CDS", |r| r.type_url == types::CLUSTER);
     assert_eq!(first.node.as_ref().map(|n| n.id.as_str()), Some("me"));
@@ -264,19 +223,14 @@ fn serves_what_the_control_plane_says_and_refuses_by_name() {
     plane.request("RDS", |r| r.type_url == types::ROUTE && r.resource_names_subscribe == ["r"]);
     plane.request("ACK of RDS", |r| r.type_url == types::ROUTE && !r.response_nonce.is_empty() && r.error_detail.is_none());
 
-    let admin = eventually("admin", || std::fs::read_to_string(&admin_path).ok().filter(|a| !a.is_empty()));
-    eventually("LIVE", || http(&admin, "GET", "/ready").filter(|(status, body)| *status == 200 && body.starts_with("LIVE")));
-    let stat = |name: &str| {
-        let (_, text) = http(&admin, "GET", "/stats").unwrap();
-        text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(": ").map(str::to_string))
-    };
+    proxy.wait_live();
+    let stat = |name: &str| proxy.stat(name);
     assert_eq!(stat("server.state").as_deref(), Some("0"));
     assert_eq!(stat("listener_manager.workers_started").as_deref(), Some("1"));
     assert_eq!(stat("cluster_manager.cds.update_success").as_deref(), Some("1"));
     assert_eq!(stat("listener_manager.lds.update_success").as_deref(), Some("1"));
     assert_eq!(stat("control_plane.connected_state").as_deref(), Some("1"));
-    let (_, listeners) = http(&admin, "GET", "/listeners").unwrap();
-    let web = listeners.lines().find_map(|l| l.strip_prefix("web::")).unwrap().to_string();
+    let web = proxy.listener("web").unwrap();
     assert_eq!(http(&web, "GET", "/").unwrap(), (200, "a".to_string()));
 
     // A new route serves the next request; a bad cluster is refused alone, by name, and the good one beside it is used.
@@ -289,7 +243,7 @@ fn serves_what_the_control_plane_says_and_refuses_by_name() {
     let nack = plane.request("NACK of c2", |r| r.response_nonce == "c2").error_detail.unwrap().message;
     assert!(nack.starts_with("bad: eds_cluster_config.eds_config.api_config_source.api_type") && !nack.contains('\n'), "{nack}");
     plane.request("EDS of c", |r| r.type_url == types::ENDPOINT && r.resource_names_subscribe == ["c"]);
-    let (_, dump) = http(&admin, "GET", "/config_dump").unwrap();
+    let dump = proxy.get("/config_dump");
     assert!(dump.contains("\"error_state\"") && dump.contains("xDS by REST"), "{dump}");
     assert_eq!(stat("cluster_manager.cds.update_rejected").as_deref(), Some("1"));
 
@@ -304,7 +258,5 @@ fn serves_what_the_control_plane_says_and_refuses_by_name() {
     let gone = plane.request("unsubscription", |r| r.type_url == types::ROUTE && !r.resource_names_unsubscribe.is_empty());
     assert_eq!(gone.resource_names_unsubscribe, ["r"]);
 
-    assert_eq!(http(&admin, "POST", "/quitquitquit").unwrap().0, 200);
-    assert_eq!(proxy.join().unwrap(), 0);
-    std::fs::remove_dir_all(&dir).unwrap();
+    assert_eq!(proxy.quit(), 0);
 }
