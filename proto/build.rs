@@ -104,8 +104,7 @@ const ROOTS: &[&str] = &[
 ];
 
 fn closure(set: FileDescriptorSet) -> FileDescriptorSet {
-    let by_name: BTreeMap<String, FileDescriptorProto> =
-        set.file.iter().map(|f| (f.name().to_string(), f.clone())).collect();
+    let by_name: BTreeMap<String, FileDescriptorProto> = set.file.iter().map(|f| (f.name().to_string(), f.clone())).collect();
     let mut wanted: BTreeSet<String> = BTreeSet::new();
     let mut stack: Vec<String> = by_name
         .values()
@@ -132,6 +131,12 @@ fn main() {
     let set = closure(FileDescriptorSet::decode(raw.as_slice()).expect("decode descriptors"));
     let out = PathBuf::from(std::env::var("OUT_DIR").expect("OUT_DIR"));
     let mut config = prost_build::Config::new();
-    config.btree_map(["."]).enable_type_names().type_name_domain(["."], "type.googleapis.com").include_file("all.rs").compile_fds(set).expect("generate types");
+    config
+        .btree_map(["."])
+        .enable_type_names()
+        .type_name_domain(["."], "type.googleapis.com")
+        .include_file("all.rs")
+        .compile_fds(set)
+        .expect("generate types");
     println!("cargo:rustc-env=NUNCIO_PROTO={}", out.join("all.rs").display());
 }

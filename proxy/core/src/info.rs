@@ -66,10 +66,13 @@ pub struct TlsInfo {
     /// Parsed on first use, because most requests never ask.
     pub peer: OnceLock<CertInfo>,
     /// Parser of `peer_chain`, set by nuncio-tls.
-    pub parse_peer: Option<fn(&[Vec<u8>]) -> CertInfo>,
+    pub parse_peer: Option<ParsePeer>,
     /// Our own certificate.
     pub local: Option<Arc<CertInfo>>,
 }
+
+/// Reads a DER chain, leaf first.
+pub type ParsePeer = fn(&[Vec<u8>]) -> CertInfo;
 
 impl TlsInfo {
     /// The peer's certificate, parsed once; none if it sent none.
