@@ -137,8 +137,6 @@ pub struct CodecStats {
     pub rx_messaging_error: Counter,
     pub trailers: Counter,
     pub goaway_sent: Counter,
-    /// A client left a response unread for `stream_flush_timeout`.
-    pub tx_flush_timeout: Counter,
 }
 
 /// Options of a downstream connection.
@@ -159,6 +157,8 @@ pub struct ServerOptions {
     /// `stream_flush_timeout`: how long a client may leave a response unread; then its stream (HTTP/1: connection) is reset.
     /// Default 5 min, as `stream_idle_timeout`.
     pub stream_flush_timeout: Option<Duration>,
+    /// Counts those (`http2.tx_flush_timeout`; Envoy has no such counter for HTTP/1).
+    pub tx_flush_timeout: Counter,
     /// `max_requests_per_connection`; 0 for no limit.
     pub max_requests_per_connection: u32,
     pub headers_with_underscores: HeadersWithUnderscores,
@@ -178,6 +178,7 @@ impl Default for ServerOptions {
             request_headers_timeout: None,
             delayed_close_timeout: Duration::from_secs(1),
             stream_flush_timeout: Some(Duration::from_secs(300)),
+            tx_flush_timeout: Counter::default(),
             max_requests_per_connection: 0,
             headers_with_underscores: HeadersWithUnderscores::Allow,
             tls: false,

@@ -156,7 +156,7 @@ impl Pump {
         };
         let stuck = self.timer.poll_passed(since + timeout, cx);
         if stuck {
-            conn.options.stats.tx_flush_timeout.inc();
+            conn.options.tx_flush_timeout.inc();
         }
         stuck
     }

@@ -306,7 +306,7 @@ async fn pump(shared: &Shared, send: &mut SendStream<Bytes>, body: &mut Body, op
         .await;
         let Ok(frame) = frame else {
             if stuck {
-                options.stats.tx_flush_timeout.inc();
+                options.tx_flush_timeout.inc();
                 options.stats.tx_reset.inc();
                 send.send_reset(Reason::CANCEL);
             }
