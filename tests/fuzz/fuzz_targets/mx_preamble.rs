@@ -1,26 +1,32 @@
-//! The preamble of TCP metadata exchange, in pieces: never a panic, never bytes that were not sent, and the application's bytes
-//! behind it untouched.
-
+//! The preamble of TCP metadata exchange: nothing panics, splits do not matter, and the application's bytes behind it are those
+//! that were sent.
 #![no_main]
 
 use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use nuncio_istio::preamble::{self, Preamble};
 
-fuzz_target!(|input: (bool, u8, Vec<u8>)| {
-    let (with_magic, cut, bytes) = input;
-    let mut wire = if with_magic { preamble::MAGIC.to_be_bytes().to_vec() } else { Vec::new() };
-    wire.extend_from_slice(&bytes);
-    let mut data = BytesMut::new();
-    for piece in wire.chunks(usize::from(cut).max(1)) {
+/// What was found, and the bytes that were left.
+fn run<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (Preamble, BytesMut) {
+    let (mut data, mut found) = (BytesMut::new(), Preamble::Incomplete);
+    for piece in pieces {
         data.extend_from_slice(piece);
-        match preamble::take(&mut data, &["app".to_string()]) {
-            Preamble::Incomplete => {}
-            Preamble::Absent => assert!(wire.starts_with(&data)),
-            _ => assert!(data.len() <= wire.len()),
+        if found == Preamble::Incomplete {
+            found = preamble::take(&mut data, &["role".to_string()]);
         }
-        if !matches!(data.first(), Some(0x3d) | None) {
-            break;
-        }
+    }
+    (found, data)
+}
+
+fuzz_target!(|data: &[u8]| {
+    let Some((&first, bytes)) = data.split_first() else { return };
+    // Half of the inputs begin as a preamble must, so that what comes after the magic is reached.
+    let mut wire = if first & 1 == 1 { preamble::MAGIC.to_be_bytes().to_vec() } else { Vec::new() };
+    wire.extend_from_slice(bytes);
+    let whole = run(std::iter::once(wire.as_slice()));
+    assert!(wire.ends_with(&whole.1));
+    assert_eq!(whole, run(wire.chunks(usize::from(first) + 1)));
+    if matches!(whole.0, Preamble::Absent | Preamble::Incomplete | Preamble::TooLong(_)) {
+        assert_eq!(whole.1.len(), wire.len());
     }
 });
