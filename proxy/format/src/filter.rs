@@ -2,6 +2,7 @@
 //! Source: `envoy/config/accesslog/v3/accesslog.proto`, Envoy's `access_log/access_log_impl.cc`.
 
 use crate::FormatContext;
+use crate::expression::{self, Expression};
 use crate::op::grpc_status;
 use nuncio_core::diag::{At, Report};
 use nuncio_core::registry::Runtime;
@@ -11,8 +12,9 @@ use nuncio_matcher::{HeaderMatcher, RuntimeFraction, ValueMatcher};
 use nuncio_proto::envoy::config::accesslog::v3 as proto;
 use nuncio_proto::envoy::config::core::v3::RuntimeFractionalPercent;
 use nuncio_proto::envoy::data::accesslog::v3::AccessLogType;
+use nuncio_proto::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
 use nuncio_proto::envoy::r#type::matcher::v3::metadata_matcher::path_segment::Segment;
-use nuncio_proto::typed;
+use nuncio_proto::{Message, Name, typed};
 use proto::access_log_filter::FilterSpecifier as S;
 use proto::comparison_filter::Op;
 
@@ -92,6 +94,7 @@ enum Filter {
         types: Box<[AccessLogType]>,
         exclude: bool,
     },
+    Expression(Box<dyn Expression>),
 }
 
 fn all(filters: &[proto::AccessLogFilter], at: &At<'_>, report: &mut Report) -> Option<Box<[Filter]>> {
@@ -115,6 +118,26 @@ fn metadata(config: &proto::MetadataFilter, at: &At<'_>, report: &mut Report) ->
     };
     let path = path.collect();
     Some(Filter::Metadata { namespace: matcher.filter.into(), path, value, if_missing: config.match_if_key_not_found.unwrap_or(true) })
+}
+
+/// `ExpressionFilter` is the one extension that is known.
+fn extension(config: &proto::ExtensionFilter, at: &At<'_>, report: &mut Report) -> Option<Filter> {
+    let any = config.config_type.as_ref().map(|proto::extension_filter::ConfigType::TypedConfig(any)| any);
+    let typed = match any.map(typed::unpack).transpose() {
+        Ok(typed) => typed,
+        Err(e) => {
+            report.error(at, e, "correct the typed_config");
+            return None;
+        }
+    };
+    let name = typed.as_ref().map_or("", |t| t.name.as_str());
+    let Some(typed) = typed.as_ref().filter(|t| t.name == ExpressionFilter::full_name()) else {
+        report.unsupported(at, format_args!("access log filter {:?} ({name})", config.name));
+        return None;
+    };
+    let filter = ExpressionFilter::decode(typed.value.as_ref());
+    let compiled = filter.map_err(|e| e.to_string()).and_then(|f| expression::compile(&f.expression));
+    compiled.map_err(|e| report.error(&at.field("typed_config"), e, "correct the expression")).ok().map(Filter::Expression)
 }
 
 impl Filter {
@@ -169,16 +192,7 @@ impl Filter {
                 Self::Type { types, exclude: f.exclude }
             }
             Some(S::ExtensionFilter(f)) => {
-                let at = at.field("extension_filter");
-                let any = f.config_type.as_ref().map(|proto::extension_filter::ConfigType::TypedConfig(any)| any);
-                match any.map(typed::unpack).transpose() {
-                    Ok(found) => {
-                        let name = found.map(|t| t.name).unwrap_or_default();
-                        report.unsupported(&at, format_args!("access log filter {:?} ({name})", f.name));
-                    }
-                    Err(e) => report.error(&at, e, "correct the typed_config"),
-                }
-                return None;
+                return extension(f, &at.field("extension_filter"), report);
             }
             None => {
                 report.error(at, "an empty filter", "give a filter or leave the field out");
@@ -212,6 +226,7 @@ impl Filter {
                     None => *if_missing,
                 }
             }
+            Self::Expression(expression) => expression.holds(cx),
             Self::Type { types, exclude } => types.contains(&cx.log_type) != *exclude,
         }
     }

@@ -99,8 +99,8 @@ fn extensions(configs: &[TypedExtensionConfig], at: &At<'_>, report: &mut Report
         let name = config.typed_config.as_ref().map_or(Ok(String::new()), |any| typed::unpack(any).map(|t| t.name));
         match name.as_deref() {
             Ok("envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery") => found.req_without_query = true,
-            // METADATA is built in.
-            Ok("envoy.extensions.formatter.metadata.v3.Metadata") => {}
+            // METADATA and CEL are built in.
+            Ok("envoy.extensions.formatter.metadata.v3.Metadata" | "envoy.extensions.formatter.cel.v3.Cel") => {}
             Ok(other) => {
                 report.unsupported(&at, format_args!("formatter {:?} ({other})", config.name));
                 complete = false;

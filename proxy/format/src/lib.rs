@@ -4,6 +4,7 @@
 
 mod access_log;
 mod context;
+mod expression;
 mod file;
 mod filter;
 mod formatter;
@@ -14,6 +15,7 @@ mod time;
 
 pub use access_log::AccessLogs;
 pub use context::{AccessLogType, FormatContext};
+pub use expression::{Expression, ExpressionCompiler, set_expressions};
 pub use file::Files;
 pub use filter::LogFilter;
 pub use formatter::{DEFAULT_FORMAT, Formatter};

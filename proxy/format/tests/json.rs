@@ -122,12 +122,12 @@ fn formatters_and_errors() {
     let mut out = String::new();
     formatter.format(&context(&exchange()), &mut out);
     assert_eq!(out, "/p%2");
-    let cel = nuncio_proto::envoy::extensions::formatter::cel::v3::Cel::default();
-    let extension = TypedExtensionConfig { name: "c".into(), typed_config: Some(nuncio_proto::typed::pack(&cel)) };
+    let content = nuncio_proto::envoy::extensions::formatter::file_content::v3::FileContent {};
+    let extension = TypedExtensionConfig { name: "c".into(), typed_config: Some(nuncio_proto::typed::pack(&content)) };
     assert!(Formatter::text_with("", &[extension], false, &At::Root, &mut report).is_none());
     assert!(Formatter::json(&fields([("k", object(fields([("in", text("%NOPE%"))])))]), &[], false, &At::Root, &mut report).is_none());
     let said = report.summary();
-    assert!(said.contains("formatters[0]") && said.contains("envoy.extensions.formatter.cel.v3.Cel"), "{said}");
+    assert!(said.contains("formatters[0]") && said.contains("envoy.extensions.formatter.file_content.v3.FileContent"), "{said}");
     assert!(said.contains("[\"k\"]") && said.contains("[\"in\"]") && said.contains("NOPE"), "{said}");
 }
 

@@ -231,7 +231,7 @@ fn what_is_refused() {
         ("%COALESCE({\"operators\": [\"REQ\"]})%", "COALESCE: failed to parse operator at index 0: REQ requires parameters"),
         ("%METADATA(X:r)%", "X is not supported type of metadata"),
         ("%REQ_WITHOUT_QUERY(:path)%", "Not supported field in StreamInfo: REQ_WITHOUT_QUERY"),
-        ("%CEL(request.path)%", "operator CEL is not supported by Nuncio"),
+        ("%CEL(request.path)%", "CEL is not supported by this build of Nuncio"),
         ("100%", "no valid command at position 3"),
     ] {
         let mut report = Report::new();

@@ -6,6 +6,7 @@ use super::metadata::{MetadataOf, StateForm};
 use super::request::{From, Headers, HostChoice, HostSource, Name, PathSource, Sni};
 use super::tls::{CertField, Side};
 use super::{Limited, Op, TimeOf};
+use crate::expression;
 use crate::parse::Command;
 use crate::time::TimeFormat;
 
@@ -16,8 +17,7 @@ pub(crate) struct Extensions {
 }
 
 /// Operators of Envoy for which nothing is measured here.
-const UNSUPPORTED: [&str; 23] = [
-    "CEL",
+const UNSUPPORTED: [&str; 22] = [
     "TYPED_CEL",
     "FILE_CONTENT",
     "SECRET",
@@ -385,6 +385,7 @@ pub(crate) fn compile(command: &Command<'_>, extensions: Extensions) -> Result<L
                     other => return Err(format!("Invalid QUERY_PARAMS option: '{other}', only 'ORIG'/'DECODED' are allowed")),
                 },
                 "PATH" => path(argument)?,
+                "CEL" => Op::Expression(expression::compile(required()?)?),
                 "COALESCE" => coalesce(required()?, extensions)?,
                 _ => return Err(format!("Not supported field in StreamInfo: {name}")),
             }

@@ -77,6 +77,8 @@ pub(crate) enum Op {
     QueryParams {
         decoded: bool,
     },
+    /// `%CEL(...)%`.
+    Expression(Box<dyn crate::Expression>),
     /// Text that was known when the format was compiled.
     Constant(Box<str>),
     /// The first of these that has a value.
@@ -134,6 +136,7 @@ impl Op {
             Self::Path { query, source } => Written::text(source.write(cx, *query, out)),
             Self::QueryParam(name) => Written::text(request::query_param(cx, name, out)),
             Self::QueryParams { decoded } => Written::text(request::query_params(cx, *decoded, out)),
+            Self::Expression(expression) => Written::text(expression.print(cx, out)),
             Self::Constant(text) => {
                 out.extend_from_slice(text.as_bytes());
                 Written::Text

@@ -1,0 +1,31 @@
+//! Expressions (CEL) in formats and log filters. This crate knows no expression language: `main` says once who compiles them.
+
+use crate::FormatContext;
+use std::fmt::Debug;
+use std::sync::OnceLock;
+
+/// A compiled expression; shared by all workers.
+pub trait Expression: Debug + Send + Sync {
+    /// Whether it is true of the stream; an error is false.
+    fn holds(&self, cx: &FormatContext<'_>) -> bool;
+    /// Appends its value as Envoy's `%CEL%` writes it; false, and nothing appended, if there is none.
+    fn print(&self, cx: &FormatContext<'_>, out: &mut Vec<u8>) -> bool;
+}
+
+/// Compiles the text of an expression; the error says what is wrong with it.
+pub type ExpressionCompiler = Box<dyn Fn(&str) -> Result<Box<dyn Expression>, String> + Send + Sync>;
+
+static COMPILER: OnceLock<ExpressionCompiler> = OnceLock::new();
+
+/// Says who compiles expressions, before any configuration is compiled. The first call counts.
+pub fn set_expressions(compiler: ExpressionCompiler) {
+    let _ = COMPILER.set(compiler);
+}
+
+/// Compiles `text`; expressions are refused if nobody compiles them.
+pub(crate) fn compile(text: &str) -> Result<Box<dyn Expression>, String> {
+    match COMPILER.get() {
+        Some(compiler) => compiler(text).map_err(|e| format!("expression {text:?}: {e}")),
+        None => Err("CEL is not supported by this build of Nuncio".to_string()),
+    }
+}
