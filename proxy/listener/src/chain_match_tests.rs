@@ -143,10 +143,7 @@ fn duplicates_and_nonsense_are_refused() {
 fn naive(matches: &[FilterChainMatch], f: &Facts<'_>) -> Option<usize> {
     let all: Vec<(usize, &FilterChainMatch)> = matches.iter().enumerate().collect();
     /// Keeps the chains with the best (lowest) rank; `None` is no match.
-    fn keep<'a>(
-        all: Vec<(usize, &'a FilterChainMatch)>,
-        rank: impl Fn(&FilterChainMatch) -> Option<usize>,
-    ) -> Vec<(usize, &'a FilterChainMatch)> {
+    fn keep(all: Vec<(usize, &FilterChainMatch)>, rank: impl Fn(&FilterChainMatch) -> Option<usize>) -> Vec<(usize, &FilterChainMatch)> {
         let best = all.iter().filter_map(|(_, m)| rank(m)).min();
         all.into_iter().filter(|(_, m)| rank(m).is_some() && rank(m) == best).collect()
     }

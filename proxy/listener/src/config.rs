@@ -35,7 +35,7 @@ const FILTERS_TIMEOUT: Duration = Duration::from_secs(15);
 const BUFFER_LIMIT: u32 = 1024 * 1024;
 
 /// A compiled filter chain.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct CompiledChain {
     pub name: Arc<str>,
     pub metadata: Option<Arc<Metadata>>,

@@ -4,6 +4,7 @@
 //! served by. Of living connections, those whose chain is the same (match and transport socket) stay: their terminal adopts the new
 //! configuration. The others are told to drain, and end when the drain time is over.
 
+use crate::config::CompiledChain;
 pub use crate::config::CompiledListener;
 use crate::drain::{DrainState, DrainStrategy};
 use crate::slot::{Active, Chain, ChainDrain, Shared, Slot};
@@ -202,13 +203,31 @@ impl ListenerManager {
         let state =
             DrainState { draining: Some((Instant::now(), self.cx.server.drain_time, self.cx.drain_strategy)), ..DrainState::default() };
         *begun = Some(state);
-        let mut told = Vec::new();
+        let (mut told, mut slots) = (Vec::new(), Vec::new());
         for live in self.live.values().filter(|l| !options.inbound_only || inbound(l)) {
+            slots.push(live.slot.id);
             for chain in &live.slot.active.load().chains {
                 told.push((chain.drain.id, chain.drain.change(|s| s.draining = s.draining.or(state.draining))));
             }
         }
         self.tell(told, None);
+        if !options.skip_exit {
+            // Listeners go on accepting for the drain time, and stop then. Connections are not closed: that is for the process's end.
+            let slots: Arc<[u64]> = slots.into();
+            for worker in self.workers.handles.iter() {
+                let (slots, time, first) = (slots.clone(), self.cx.server.drain_time, worker.index == 0);
+                let stopped = self.stats.listener_stopped.clone();
+                worker.run(move || {
+                    tokio::task::spawn_local(async move {
+                        tokio::time::sleep(time).await;
+                        Worker::with(|w| slots.iter().for_each(|id| w.unlisten(*id)));
+                        if first {
+                            stopped.add(slots.len() as u64);
+                        }
+                    });
+                });
+            }
+        }
     }
 
     /// Whether [`Self::drain`] has begun for all listeners.
@@ -348,7 +367,8 @@ impl ListenerManager {
                     earlier.push(Arc::downgrade(&before.spec.terminal));
                     let adopted = earlier.iter().filter_map(std::sync::Weak::upgrade).all(|terminal| terminal.adopt(&spec.terminal));
                     if adopted {
-                        Arc::new(Chain { spec: spec.clone(), drain: before.drain.clone(), earlier })
+                        let spec = keep_tls(&before.spec, spec);
+                        Arc::new(Chain { spec, drain: before.drain.clone(), earlier })
                     } else {
                         gone.push(before);
                         Arc::new(Chain { spec: spec.clone(), drain: self.new_drain(&listener), earlier: Vec::new() })
@@ -442,6 +462,14 @@ impl ListenerManager {
             let chains = chains.clone();
             worker.run(move || Worker::with(|w| w.drain(&chains, close_at)));
         }
+    }
+}
+
+/// `new`, with the TLS context of `old` if that is the same: its session tickets stay good and nothing is built again.
+fn keep_tls(old: &CompiledChain, new: &Arc<CompiledChain>) -> Arc<CompiledChain> {
+    match (&old.tls, &new.tls) {
+        (Some(before), Some(now)) if before.same(now) => Arc::new(CompiledChain { tls: Some(before.clone()), ..CompiledChain::clone(new) }),
+        _ => new.clone(),
     }
 }
 

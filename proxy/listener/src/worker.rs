@@ -11,6 +11,7 @@ use socket2::Socket;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::rc::{Rc, Weak};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -92,7 +93,12 @@ pub fn spawn_workers(n: usize, setup: impl Fn(usize) + Send + Clone + 'static) -
 async fn obey(mut rx: mpsc::UnboundedReceiver<Command>) {
     while let Some(command) = rx.recv().await {
         match command {
-            Command::Run(work) => work(),
+            Command::Run(work) => {
+                // A fault in one command must not end the worker and every connection with it.
+                if std::panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
+                    log::error!("a command of a worker panicked");
+                }
+            }
             Command::Exit => return,
         }
     }
@@ -112,7 +118,14 @@ pub(crate) struct Worker {
     signals: RefCell<HashMap<u64, Weak<DrainSignal>>>,
     sweep_at: Cell<usize>,
     /// Accept loops of each listener.
-    listening: RefCell<HashMap<u64, Rc<Notify>>>,
+    listening: RefCell<HashMap<u64, Rc<Stop>>>,
+}
+
+/// Ends accept loops, those included that have been spawned but not run yet.
+#[derive(Debug, Default)]
+struct Stop {
+    stopped: Cell<bool>,
+    notify: Notify,
 }
 
 impl Worker {
@@ -181,7 +194,8 @@ impl Worker {
     /// Ends the accept loops of a listener; what the kernel had queued is accepted before the sockets close.
     pub(crate) fn unlisten(&self, id: u64) {
         if let Some(stop) = self.listening.borrow_mut().remove(&id) {
-            stop.notify_waiters();
+            stop.stopped.set(true);
+            stop.notify.notify_waiters();
         }
     }
 }
@@ -200,13 +214,13 @@ impl Listening {
     }
 }
 
-async fn accept(worker: Rc<Worker>, slot: Arc<Slot>, listening: Listening, stop: Rc<Notify>) {
-    let stopped = stop.notified();
+async fn accept(worker: Rc<Worker>, slot: Arc<Slot>, listening: Listening, stop: Rc<Stop>) {
+    let stopped = stop.notify.notified();
     tokio::pin!(stopped);
     // Before the first await, so that no notification is missed.
     stopped.as_mut().enable();
     let mut taken = 0_u32;
-    loop {
+    while !stop.stopped.get() {
         let active = slot.active.load_full();
         if slot.shared.stop_accepting.load(Ordering::Relaxed) && !active.listener.bypass_overload {
             tokio::select! {

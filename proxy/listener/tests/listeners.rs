@@ -1,6 +1,8 @@
 //! Listeners over real loopback sockets and worker threads. The terminal filter of these tests answers each line with one line that
 //! says what it knows: `<configuration> <remote> <local> <worker> <close?>`.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
+
 use futures_util::future::LocalBoxFuture;
 use nuncio_core::diag::{At, Report};
 use nuncio_core::registry::{FactoryCx, Registry, Runtime, Server};
@@ -325,6 +327,17 @@ fn another_address_drains_the_old_one() {
 }
 
 #[test]
+fn added_and_removed_at_once_leaves_no_socket() {
+    let mut proxy = Proxy::new(2);
+    let port = free_port();
+    for _ in 0..20 {
+        proxy.apply(&plain("a", port, "one")).unwrap();
+        assert!(proxy.manager.remove("a"));
+    }
+    eventually("refusal", || TcpStream::connect(("127.0.0.1", port)).is_err());
+}
+
+#[test]
 fn addresses_in_use_are_refused_by_name() {
     let mut proxy = Proxy::new(2);
     let port = free_port();
@@ -580,9 +593,15 @@ fn graceful_drain_keeps_accepting_and_stop_does_not() {
     // A listener that comes during the drain is told, too.
     proxy.apply(&Listener { traffic_direction: 1, ..plain("late", free_port(), "late") }).unwrap();
     assert_eq!(Client::new(proxy.address("late")).ask().unwrap()[4], "true");
-    proxy.manager.stop_accepting();
+    // A graceful drain without skip_exit stops listening when the drain time is over.
+    proxy.manager.drain(DrainOptions { graceful: true, ..Default::default() });
     eventually("refusal", || TcpStream::connect(("127.0.0.1", inbound)).is_err() && TcpStream::connect(("127.0.0.1", outbound)).is_err());
     assert_eq!(before.ask().unwrap()[0], "in", "living connections go on");
+    proxy.apply(&plain("b", free_port(), "b")).unwrap();
+    let b = proxy.address("b");
+    assert_eq!(Client::new(b).text(), "b");
+    proxy.manager.stop_accepting();
+    eventually("refusal", || TcpStream::connect(b).is_err());
 }
 
 #[test]

@@ -107,6 +107,18 @@ impl Common {
     pub(crate) fn generation(&self) -> Vec<Option<Arc<Live>>> {
         self.slots().map(|s| s.get()).collect()
     }
+    /// Whether what was read at compile time is the same, and what comes later comes from the same slots.
+    pub(crate) fn same_material(&self, other: &Self) -> bool {
+        let same = |(a, b): (&CertSource, &CertSource)| match (a, b) {
+            (CertSource::Static(a), CertSource::Static(b)) => a.leaf() == b.leaf(),
+            (CertSource::Slot(a), CertSource::Slot(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        };
+        let fixed = |v: &ValidationSource| v.fixed.as_ref().map(|v| v.digest);
+        self.certs.len() == other.certs.len()
+            && self.certs.iter().zip(&other.certs).all(same)
+            && fixed(&self.validation) == fixed(&other.validation)
+    }
     /// Shows when each certificate in use expires.
     pub(crate) fn show_expiration(&self, stats: &SslStats) {
         for source in &self.certs {

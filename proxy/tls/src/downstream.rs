@@ -152,6 +152,10 @@ impl DownstreamTls {
     pub fn ready(&self) -> bool {
         self.common.ready()
     }
+    /// Whether `other` was compiled from the same configuration with the same contents of files.
+    pub fn same(&self, other: &Self) -> bool {
+        self.digest == other.digest && self.common.same_material(&other.common)
+    }
     /// Protocols offered by ALPN.
     pub fn alpn(&self) -> &[Vec<u8>] {
         &self.common.alpn

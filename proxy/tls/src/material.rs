@@ -187,7 +187,7 @@ pub(crate) fn certificates(pem: &[u8], at: &At<'_>, report: &mut Report) -> Opti
     for (i, cert) in CertificateDer::pem_slice_iter(pem).enumerate() {
         let cert = cert.map_err(|e| format!("certificate {i} is not valid PEM: {e}"));
         let cert = cert.and_then(|c| match X509Certificate::from_der(&c) {
-            Ok((rest, _)) if rest.is_empty() => Ok(c),
+            Ok(([], _)) => Ok(c),
             Ok(_) => Err(format!("certificate {i} has bytes after its end")),
             Err(e) => Err(format!("certificate {i} is not valid X.509: {e}")),
         });

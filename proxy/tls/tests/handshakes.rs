@@ -1,5 +1,7 @@
 //! Handshakes over loopback sockets between our two sides, with certificates made on the spot.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
+
 use nuncio_core::diag::{At, Report};
 use nuncio_core::stats::{Scope, Store};
 use nuncio_core::{ByteStr, TlsInfo};

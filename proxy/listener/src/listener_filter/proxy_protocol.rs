@@ -9,11 +9,11 @@ use base64::Engine;
 use nuncio_core::Address;
 use nuncio_core::diag::{At, Report};
 use nuncio_core::registry::Server;
+use nuncio_proto::Value;
 use nuncio_proto::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol as Proto;
 use nuncio_proto::envoy::extensions::filters::listener::proxy_protocol::v3::proxy_protocol::{
     TlvLocation, key_value_pair::ValueStringEncoding,
 };
-use nuncio_proto::{Struct, Value};
 use nuncio_stats::{Counter, Scope};
 use nuncio_tls::Transport;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -198,7 +198,7 @@ impl ProxyProtocol {
                     false => sanitized(value),
                 };
                 let value = Value { kind: Some(prost_types::value::Kind::StringValue(text)) };
-                let namespace = accepted.metadata.entry(rule.namespace.clone()).or_insert_with(Struct::default);
+                let namespace = accepted.metadata.entry(rule.namespace.clone()).or_default();
                 namespace.fields.insert(rule.key.clone(), value);
             }
             bytes = rest;
