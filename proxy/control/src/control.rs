@@ -191,7 +191,8 @@ impl Control {
             return;
         }
         let bad = |name: &str| all.iter().any(|r| *r.name == *name);
-        for name in update.resources.iter().map(|r| &r.name).chain(&update.removed).chain(all.iter().map(|r| &r.name)) {
+        // What was refused here is among the resources; what the session could not read is not.
+        for name in update.resources.iter().map(|r| &r.name).chain(&update.removed).chain(update.refused.iter().map(|r| &r.name)) {
             self.subscriptions.each(kind, name, |w| {
                 w.received.set(true);
                 if let Some(stats) = &w.stats {
