@@ -109,18 +109,18 @@ pub fn parse_fields(
     names: bool,
     mut field: impl FnMut(&HeaderName, &Bytes) -> Result<bool, HeadError>,
 ) -> Result<Headers, HeadError> {
-    const INLINE: usize = 100;
+    // Most heads have fewer fields; clearing room for the limit would cost more than reading them.
+    const INLINE: usize = 48;
     let section = head.get(start..).unwrap_or_default();
     let mut inline = [httparse::EMPTY_HEADER; INLINE];
     let mut many = Vec::new();
-    let raw = if limits.count <= INLINE {
-        inline.get_mut(..limits.count).unwrap_or_default()
-    } else {
+    let mut parsed = httparse::parse_headers(section, inline.get_mut(..limits.count.min(INLINE)).unwrap_or_default());
+    if parsed == Err(httparse::Error::TooManyHeaders) && limits.count > INLINE {
         // Never more than there can be lines.
         many.resize(limits.count.min(section.len() / 2 + 1), httparse::EMPTY_HEADER);
-        &mut many
-    };
-    let fields = match httparse::parse_headers(section, raw) {
+        parsed = httparse::parse_headers(section, &mut many);
+    }
+    let fields = match parsed {
         Ok(httparse::Status::Complete((_, fields))) => fields,
         Ok(httparse::Status::Partial) => return Err(HeadError::Bad(details::CODEC_ERROR)),
         Err(httparse::Error::TooManyHeaders) => return Err(HeadError::TooLarge(details::TOO_MANY_HEADERS)),
