@@ -12,8 +12,9 @@ pub mod tcp_mx;
 
 use nuncio_core::registry::Registry;
 
-/// Adds every Istio filter to `registry`.
+/// Adds every Istio filter to `registry`, and CEL to formats and log filters.
 pub fn register(registry: &mut Registry) {
+    nuncio_format::set_expressions(Box::new(cel::compile_for_formats));
     registry.http.push(Box::new(http_mx::Factory));
     registry.http.push(Box::new(alpn::Factory));
     registry.http.push(Box::new(stats::HttpFactory));

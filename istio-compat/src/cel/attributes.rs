@@ -6,7 +6,6 @@ use nuncio_core::registry::Server;
 use nuncio_core::views::RouteView;
 use nuncio_core::{Address, Headers, RequestHead, ResponseHead, StreamInfo, TlsInfo};
 use std::borrow::Cow;
-use std::sync::Arc;
 
 /// What expressions may see. Parts that do not exist yet, or never will (TCP), are none.
 #[derive(Clone, Copy)]
@@ -16,7 +15,8 @@ pub struct Attributes<'a> {
     pub response: Option<&'a ResponseHead>,
     pub trailers: Option<&'a Headers>,
     pub route: Option<&'a dyn RouteView>,
-    pub server: &'a Arc<Server>,
+    /// For `xds.node`; none where the caller does not know it (formats).
+    pub server: Option<&'a Server>,
 }
 
 /// A variable.
@@ -270,7 +270,7 @@ impl<'a> Attributes<'a> {
                 metadata.map(|m| Value::Map(Map::Metadata(m))).ok_or(Failed)
             }
             Attribute::FilterChainName => text(Some(&info.connection.filter_chain)),
-            Attribute::Node => Ok(Value::Map(Map::Node(&self.server.node))),
+            Attribute::Node => self.server.map(|s| Value::Map(Map::Node(&s.node))).ok_or(Failed),
         }
     }
 }

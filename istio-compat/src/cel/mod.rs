@@ -5,11 +5,13 @@
 
 mod attributes;
 mod eval;
+mod format;
 mod lexer;
 mod parser;
 mod value;
 
 pub use attributes::Attributes;
+pub use format::compile as compile_for_formats;
 pub use parser::ParseError;
 pub use value::Value;
 

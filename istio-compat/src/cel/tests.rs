@@ -23,7 +23,7 @@ fn run(source: &str) -> Option<String> {
         response: ex.response.as_ref(),
         trailers: None,
         route: None,
-        server: &server,
+        server: Some(&server),
     };
     let program = Program::compile(source).unwrap();
     let mut out = String::new();

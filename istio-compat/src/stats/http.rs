@@ -92,7 +92,7 @@ impl Filter {
             response: ex.response.as_ref(),
             trailers: ex.response_trailers.as_deref(),
             route: ex.route.as_deref(),
-            server: &self.0.server,
+            server: Some(&self.0.server),
         }
     }
     fn gather<'a>(&self, ex: &'a Exchange, peer: Option<Arc<Peer>>) -> Gathered<'a> {

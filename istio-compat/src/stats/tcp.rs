@@ -52,7 +52,7 @@ impl NetworkFilter for Filter {
 
 impl Filter {
     fn attributes<'a>(&'a self, info: &'a StreamInfo) -> Attributes<'a> {
-        Attributes { info, request: None, response: None, trailers: None, route: None, server: &self.config.server }
+        Attributes { info, request: None, response: None, trailers: None, route: None, server: Some(&self.config.server) }
     }
     fn find(&self, info: &StreamInfo) -> Arc<Series> {
         let peer = Peer::find(info, peer_key(self.config.reporter));

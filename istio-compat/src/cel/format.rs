@@ -1,0 +1,54 @@
+//! CEL in formats (`%CEL(..)%`) and in filters of access logs, which Istio Telemetry writes. nuncio-format asks for it by a hook.
+
+use super::{Attributes, Program, Value};
+use nuncio_format::{Expression, FormatContext};
+
+/// Compiles an expression for nuncio-format.
+pub fn compile(source: &str) -> Result<Box<dyn Expression>, String> {
+    let program = Program::compile(source).map_err(|e| e.to_string())?;
+    if !program.unknown().is_empty() {
+        // Envoy accepts these and fails at every request; saying so is what is left to do.
+        log::warn!("expression {source:?} reads what does not exist: {}", program.unknown().join(", "));
+    }
+    Ok(Box::new(Compiled(program)))
+}
+
+#[derive(Debug)]
+struct Compiled(Program);
+
+fn attributes<'a>(cx: &FormatContext<'a>) -> Attributes<'a> {
+    Attributes { info: cx.info, request: cx.request, response: cx.response, trailers: cx.trailers, route: cx.route, server: None }
+}
+
+impl Expression for Compiled {
+    fn holds(&self, cx: &FormatContext<'_>) -> bool {
+        matches!(self.0.run(&attributes(cx)), Some(Value::Bool(true)))
+    }
+    fn print(&self, cx: &FormatContext<'_>, out: &mut Vec<u8>) -> bool {
+        let mut text = String::new();
+        let printed = self.0.print(&attributes(cx), &mut text);
+        out.extend_from_slice(text.as_bytes());
+        printed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nuncio_core::test_kit as kit;
+
+    #[test]
+    fn decides_and_prints() {
+        let mut info = kit::stream_info();
+        info.response_code = 503;
+        let cx = FormatContext::new(&info);
+        assert!(compile("response.code >= 400").unwrap().holds(&cx));
+        assert!(!compile("request.path == '/'").unwrap().holds(&cx));
+        assert!(!compile("response.code").unwrap().holds(&cx));
+        let mut out = Vec::new();
+        assert!(compile("response.code").unwrap().print(&cx, &mut out));
+        assert!(!compile("request.path").unwrap().print(&cx, &mut out));
+        assert_eq!(out, b"503");
+        assert!(compile("1 +").unwrap_err().contains("offset"));
+    }
+}
