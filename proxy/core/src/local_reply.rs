@@ -25,7 +25,14 @@ pub struct LocalReply {
 impl LocalReply {
     /// A reply with `status` and `body`.
     pub fn new(status: u16, body: impl Into<Bytes>, details: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, body: body.into(), details: details.into(), flags: ResponseFlags::default(), headers: Headers::new(), grpc_status: None }
+        Self {
+            status,
+            body: body.into(),
+            details: details.into(),
+            flags: ResponseFlags::default(),
+            headers: Headers::new(),
+            grpc_status: None,
+        }
     }
     /// Adds a response flag.
     pub fn flag(mut self, flag: ResponseFlags) -> Self {

@@ -107,9 +107,9 @@ impl ResponseHead {
 
 /// Whether `headers` say gRPC.
 pub fn is_grpc_content_type(headers: &Headers) -> bool {
-    headers.get(&http::header::CONTENT_TYPE).is_some_and(|v| {
-        v.as_bytes().strip_prefix(b"application/grpc").is_some_and(|rest| rest.is_empty() || rest.starts_with(b"+"))
-    })
+    headers
+        .get(&http::header::CONTENT_TYPE)
+        .is_some_and(|v| v.as_bytes().strip_prefix(b"application/grpc").is_some_and(|rest| rest.is_empty() || rest.starts_with(b"+")))
 }
 
 /// All values of `name` joined by `,`.

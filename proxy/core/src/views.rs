@@ -120,9 +120,6 @@ impl ClusterSlots {
     }
     /// Forgets slots without a cluster that nothing else holds.
     pub fn sweep(&self) {
-        self.slots
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|_, slot| Arc::strong_count(slot) > 1 || slot.load().is_some());
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, slot| Arc::strong_count(slot) > 1 || slot.load().is_some());
     }
 }
