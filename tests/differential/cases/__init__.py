@@ -1,0 +1,1 @@
+"""The tables. Each module is a family and has `setups()`."""
