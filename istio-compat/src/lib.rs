@@ -10,6 +10,9 @@ pub mod preamble;
 pub mod stats;
 pub mod tcp_mx;
 
+#[cfg(test)]
+mod istiod_tests;
+
 use nuncio_core::registry::Registry;
 
 /// Adds every Istio filter to `registry`, and CEL to formats and log filters.

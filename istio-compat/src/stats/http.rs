@@ -64,7 +64,9 @@ impl HttpFilter for Filter {
         let reported = cx.state::<Reported>().cloned();
         let ex = &*cx.ex;
         let peer = Peer::find(&ex.info, peer_key(self.0.reporter));
-        if let (Some(reported), Some(counts)) = (&reported, grpc_counts(ex)) {
+        // A call that failed before any message has none to report, not even zero.
+        let counts = grpc_counts(ex).filter(|c| c.requests() + c.responses() > 0);
+        if let (Some(reported), Some(counts)) = (&reported, counts) {
             report_messages(&self.messages(ex, peer.clone()), &counts, reported);
         }
         let end = End { code: ex.info.response_code, grpc_status: reported.as_ref().and_then(|_| status(ex)), flags: ex.info.flags };
