@@ -108,10 +108,7 @@ fn all(filters: &[proto::AccessLogFilter], at: &At<'_>, report: &mut Report) -> 
 fn metadata(config: &proto::MetadataFilter, at: &At<'_>, report: &mut Report) -> Option<Filter> {
     let matcher = config.matcher.clone().unwrap_or_default();
     let at = at.field("matcher");
-    let path = matcher.path.iter().filter_map(|p| match &p.segment {
-        Some(Segment::Key(key)) => Some(key.as_str().into()),
-        None => None,
-    });
+    let path = matcher.path.iter().filter_map(|p| p.segment.as_ref().map(|Segment::Key(key)| key.as_str().into()));
     let value = match &matcher.value {
         Some(value) => Some(ValueMatcher::compile(value, &at.field("value"), report)?),
         None => None,

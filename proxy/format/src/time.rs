@@ -106,7 +106,7 @@ impl Civil {
         }
     }
     fn hour12(&self) -> u32 {
-        if self.hour % 12 == 0 { 12 } else { self.hour % 12 }
+        if self.hour.is_multiple_of(12) { 12 } else { self.hour % 12 }
     }
     /// ISO 8601 week and its year.
     fn iso_week(&self) -> (u32, i64) {
@@ -167,7 +167,7 @@ impl Civil {
             b'G' => write!(out, "{}", self.iso_week().1),
             b'g' => write!(out, "{:02}", self.iso_week().1.rem_euclid(100)),
             b's' => write!(out, "{}", self.epoch),
-            b'n' => write!(out, "\n"),
+            b'n' => writeln!(out),
             b't' => write!(out, "\t"),
             b'z' => {
                 self.offset(out, "");
@@ -215,7 +215,7 @@ fn digits(out: &mut Vec<u8>, nanos: u32, count: usize) {
 
 /// How many digits of the fraction are not trailing zeros.
 fn needed(nanos: u32) -> usize {
-    (0..9).rev().find(|place| nanos / 10_u32.pow(8 - *place as u32) % 10 != 0).map_or(0, |place| place + 1)
+    (0..9).rev().find(|place| !(nanos / 10_u32.pow(8 - *place as u32)).is_multiple_of(10)).map_or(0, |place| place + 1)
 }
 
 thread_local! {
