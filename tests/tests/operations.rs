@@ -43,7 +43,7 @@ static_resources:
   listeners:
   - name: one
     address: {socket_address: {address: 127.0.0.1, port_value: 1}}
-    filter_chains: [{filters: [{name: x, typed_config: {"@type": type.googleapis.com/google.protobuf.Struct}}]}]
+    filter_chains: [{filters: [{name: x, typed_config: {"@type": type.googleapis.com/google.protobuf.Empty}}]}]
   clusters:
   - {name: two, type: STATIC, max_requests_per_connection: 0, lb_subset_config: {subset_selectors: [{keys: [a]}]}}
 "#;

@@ -8,6 +8,7 @@ use nuncio_proto::envoy::config::core::v3::{Locality, Metadata};
 use std::any::Any;
 use std::collections::HashMap;
 use std::fmt::Debug;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Compiled `typed_per_filter_config` of one filter at one level.
@@ -78,6 +79,7 @@ pub fn filter_metadata<'a>(metadata: Option<&'a Metadata>, namespace: &str) -> O
 #[derive(Debug)]
 pub struct ClusterSlot {
     pub name: Arc<str>,
+    known: AtomicBool,
     current: ArcSwapOption<Arc<dyn ClusterView>>,
 }
 
@@ -90,8 +92,17 @@ impl ClusterSlot {
     pub fn load(&self) -> Guard<Option<Arc<Arc<dyn ClusterView>>>> {
         self.current.load()
     }
+    /// A cluster of this name is warming. Control thread only.
+    pub fn expect(&self) {
+        self.known.store(true, Ordering::Relaxed);
+    }
+    /// Whether a cluster of this name is in use or warming: what `validate_clusters` asks.
+    pub fn is_known(&self) -> bool {
+        self.known.load(Ordering::Relaxed)
+    }
     /// Puts a cluster into the slot, or takes it out. Control thread only.
     pub fn set(&self, cluster: Option<Arc<dyn ClusterView>>) {
+        self.known.store(cluster.is_some(), Ordering::Relaxed);
         self.current.store(cluster.map(Arc::new));
     }
 }
@@ -110,7 +121,7 @@ impl ClusterSlots {
             return slot.clone();
         }
         let name: Arc<str> = name.into();
-        let slot = Arc::new(ClusterSlot { name: name.clone(), current: ArcSwapOption::empty() });
+        let slot = Arc::new(ClusterSlot { name: name.clone(), known: AtomicBool::new(false), current: ArcSwapOption::empty() });
         slots.insert(name, slot.clone());
         slot
     }

@@ -13,6 +13,7 @@ use nuncio_core::registry::Server;
 use nuncio_format::AccessLogs;
 use nuncio_http::ServerOptions;
 use nuncio_route::{HeaderMutations, RouteSlot, RouteTable};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,6 +51,9 @@ pub struct Timeouts {
     /// Between the GOAWAY or `connection: close` of a drain and the end.
     pub drain: Duration,
 }
+
+/// A configuration as one worker holds it: the shared count is touched once per connection and change, not per request.
+pub type LocalConfig = Rc<Arc<HcmConfig>>;
 
 /// A compiled connection manager.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! The http_connection_manager as a terminal network filter: one connection from its first byte to its end.
 //! Runs on the worker that accepted the connection; `adopt` on the control thread.
 
-use crate::config::{Codec, HcmConfig};
+use crate::config::{Codec, HcmConfig, LocalConfig};
 use crate::service::{HttpConnection, codec};
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
@@ -33,10 +33,10 @@ impl HcmSlot {
         self.0.load_full()
     }
     /// Replaces `mine` if there is a newer one.
-    pub fn refresh(&self, mine: &mut Arc<HcmConfig>) {
+    pub fn refresh(&self, mine: &mut LocalConfig) {
         let newest = self.0.load();
         if !Arc::ptr_eq(&newest, mine) {
-            *mine = Arc::clone(&newest);
+            *mine = Rc::new(Arc::clone(&newest));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! One downstream HTTP connection: codec choice, timers and drain, and the life of each request on it.
 //! Runs on the worker that accepted the connection.
 
-use crate::config::{Codec, HcmConfig, ServerHeader};
+use crate::config::{Codec, HcmConfig, LocalConfig, ServerHeader};
 use crate::hcm::HcmSlot;
 use crate::local_reply;
 use crate::names::*;
@@ -25,7 +25,7 @@ use std::sync::Arc;
 pub struct HttpConnection {
     slot: Arc<HcmSlot>,
     /// The configuration as this connection saw it last; compared by pointer so that shared counts are not touched per request.
-    config: RefCell<Arc<HcmConfig>>,
+    config: RefCell<LocalConfig>,
     info: Rc<ConnectionInfo>,
     control: Rc<ConnControl>,
     drain: DrainWatch,
@@ -34,12 +34,12 @@ pub struct HttpConnection {
 impl HttpConnection {
     /// A connection with the slot's current configuration.
     pub fn new(slot: Arc<HcmSlot>, info: Rc<ConnectionInfo>, control: Rc<ConnControl>, drain: DrainWatch) -> Self {
-        let config = RefCell::new(slot.load());
+        let config = RefCell::new(Rc::new(slot.load()));
         Self { slot, config, info, control, drain }
     }
 
     /// The newest configuration: a change of routes or filters applies to the next request of a living connection.
-    fn config(&self) -> Arc<HcmConfig> {
+    fn config(&self) -> LocalConfig {
         let mut mine = self.config.borrow_mut();
         self.slot.refresh(&mut mine);
         mine.clone()
@@ -159,7 +159,9 @@ impl HttpConnection {
             config.stats.downstream_cx_drain_close.inc();
         }
         // Formatters and completion callbacks read the response after the codec took its head.
-        ex.response = Some(head.clone());
+        if config.filters.needs(Needs::COMPLETE) || !config.access_logs.is_empty() {
+            ex.response = Some(head.clone());
+        }
         Response { head, body: active.into_body(), close, reset: None }
     }
 

@@ -2,7 +2,7 @@
 //! owns it while the codec pulls the response. Whoever holds it last writes the access log and the stats, however the
 //! stream ends: complete, reset by either side, or dropped with its connection. Belongs to one worker.
 
-use crate::config::HcmConfig;
+use crate::config::LocalConfig;
 use crate::router::UpstreamMeter;
 use nuncio_core::filter::Needs;
 use nuncio_core::{Body, BodySource, Exchange, Frame, ResponseFlags, StreamError};
@@ -10,14 +10,13 @@ use nuncio_format::FormatContext;
 use nuncio_format::AccessLogType;
 use std::borrow::Cow;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 /// The exchange and the configuration that it began with.
 pub struct Active {
     pub ex: Box<Exchange>,
-    pub config: Arc<HcmConfig>,
+    pub config: LocalConfig,
     /// Filled by the upstream's body at its end.
     pub upstream_meter: Option<Rc<UpstreamMeter>>,
     outcome: Outcome,
@@ -35,7 +34,7 @@ enum Outcome {
 
 impl Active {
     /// Begins a stream.
-    pub fn new(ex: Box<Exchange>, config: Arc<HcmConfig>) -> Self {
+    pub fn new(ex: Box<Exchange>, config: LocalConfig) -> Self {
         config.stats.request(ex.request.version);
         Self { ex, config, upstream_meter: None, outcome: Outcome::Open }
     }

@@ -25,7 +25,7 @@ impl ClusterRef {
             return cx.refuse(at, "an empty cluster name", "name a cluster");
         }
         let slot = cx.clusters.slot(name);
-        if cx.validate_clusters && slot.load().is_none() {
+        if cx.validate_clusters && !slot.is_known() {
             return cx.refuse(at, format!("unknown cluster \"{name}\""), "define the cluster, or set validate_clusters to false");
         }
         Some(Self::Slot(slot))
