@@ -1,5 +1,8 @@
 //! Access logs: sinks, filters, and what is refused.
 
+// Helpers outside of test functions.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod common;
 
 use common::{context, exchange, text};

@@ -1,5 +1,7 @@
 //! Formatting allocates nothing beyond the output buffer.
 
+// Helpers outside of test functions.
+#![allow(clippy::unwrap_used, clippy::panic)]
 // Counting allocations needs an allocator of one's own, which Rust calls unsafe; this is a test only.
 #![allow(unsafe_code)]
 

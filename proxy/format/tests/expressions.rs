@@ -1,5 +1,8 @@
 //! Expressions, with a compiler that knows one word. A process has one compiler, so this is a test binary of its own.
 
+// Helpers outside of test functions.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod common;
 
 use common::{context, exchange, shown};

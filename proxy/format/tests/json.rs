@@ -1,5 +1,8 @@
 //! JSON formats. The expected texts are those of Envoy 1.40 for the same formats.
 
+// Helpers outside of test functions.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod common;
 
 use common::{context, exchange, number, text, value};

@@ -1,5 +1,8 @@
 //! What each operator writes. The expected texts are those of Envoy 1.40 for a request with the same facts.
 
+// Helpers outside of test functions.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 mod common;
 
 use common::{context, exchange, shown};

@@ -1,5 +1,8 @@
 //! The pump over real sockets of the loopback interface.
 
+// Helpers outside of test functions.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use crate::filters::Filters;
 use crate::pump::{End, Flow};
 use crate::stats::Stats;

@@ -1,5 +1,8 @@
 //! Whole connections through a compiled filter, over loopback sockets. The expected log lines are Envoy 1.40's for the same events.
 
+// Helpers outside of test functions.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use bytes::BytesMut;
 use nuncio_core::diag::{At, Report};
 use nuncio_core::filter_state::StringState;

@@ -1,6 +1,7 @@
 //! One exchange, as Envoy saw it when the expected texts were taken.
 
-#![allow(dead_code)]
+// Each test binary uses some of this.
+#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
 use nuncio_core::diag::{At, Report};
 use nuncio_core::filter_state::StringState;
