@@ -1,6 +1,8 @@
 //! The control thread against a control plane over a Unix socket: from the first request to serving, through refusals, removals and
 //! the loss of the stream. The control plane is HTTP/2 by hand, so that nothing of ours judges ours.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail a test")]
+
 mod kit;
 
 use bytes::Bytes;

@@ -1,5 +1,7 @@
 //! The control thread with file sources: live changes, what happens to broken files, and what validation says.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail a test")]
+
 mod kit;
 
 use kit::{Folder, Proxy, eventually, factories, http};
