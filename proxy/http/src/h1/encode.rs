@@ -39,30 +39,42 @@ fn put_number(out: &mut Vec<u8>, n: u64) {
     out.extend_from_slice(itoa::Buffer::new().format(n).as_bytes());
 }
 
-/// Writes every field of `headers` that a message may carry end to end, `content-length` left out.
-fn put_fields(out: &mut Vec<u8>, headers: &Headers, format: HeaderKeyFormat) {
+/// Writes every field of `headers` that a message may carry end to end, and `length` as content-length at the place of the
+/// map's own, or at the end. With `upgrade`, `connection: upgrade` and `upgrade` stay where they are.
+fn put_fields(out: &mut Vec<u8>, headers: &Headers, format: HeaderKeyFormat, mut length: Option<u64>, upgrade: bool) {
+    let (mut connection, mut protocol) = (upgrade, upgrade);
     for (name, value) in headers.iter() {
-        let special = match name.as_str().len() {
-            4 => *name == header::HOST,
-            7 | 10 | 14 | 16 | 17 => validate::is_connection_specific(name) || *name == header::CONTENT_LENGTH,
-            _ => false,
-        };
-        if !special {
-            put_field(out, name, value.as_bytes(), headers, format);
+        match name.as_str().len() {
+            4 if *name == header::HOST => continue,
+            14 if *name == header::CONTENT_LENGTH => {
+                if let Some(n) = length.take() {
+                    put_length(out, n, headers, format);
+                }
+                continue;
+            }
+            7 if *name == header::UPGRADE && std::mem::take(&mut protocol) => {}
+            10 if *name == header::CONNECTION && std::mem::take(&mut connection) => {
+                put_field(out, name, b"upgrade", headers, format);
+                continue;
+            }
+            7 | 10 | 14 | 16 | 17 if validate::is_connection_specific(name) => continue,
+            _ => {}
         }
+        put_field(out, name, value.as_bytes(), headers, format);
+    }
+    if let Some(n) = length {
+        put_length(out, n, headers, format);
+    }
+    if connection {
+        put_field(out, &header::CONNECTION, b"upgrade", headers, format);
     }
 }
 
-fn put_framing(out: &mut Vec<u8>, length: Option<u64>, chunked: bool, headers: &Headers, format: HeaderKeyFormat) {
-    if let Some(n) = length {
-        put_name(out, &header::CONTENT_LENGTH, headers, format);
-        out.extend_from_slice(b": ");
-        put_number(out, n);
-        out.extend_from_slice(b"\r\n");
-    }
-    if chunked {
-        put_field(out, &header::TRANSFER_ENCODING, b"chunked", headers, format);
-    }
+fn put_length(out: &mut Vec<u8>, length: u64, headers: &Headers, format: HeaderKeyFormat) {
+    put_name(out, &header::CONTENT_LENGTH, headers, format);
+    out.extend_from_slice(b": ");
+    put_number(out, length);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// The one valid content-length of a head; none if there is none, or if several differ or cannot be read.
@@ -96,8 +108,6 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, end: bool, options: &H1Opt
     out.extend_from_slice(b" HTTP/1.1\r\n");
     let format = options.header_key_format;
     put_field(out, &header::HOST, head.authority.as_bytes(), &head.headers, format);
-    put_fields(out, &head.headers, format);
-
     let declared = if connect { None } else { declared_length(&head.headers) };
     let framing = if end {
         Framing::None
@@ -116,12 +126,9 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, end: bool, options: &H1Opt
         Framing::None if declared == Some(0) || !silent => Some(0),
         _ => None,
     };
-    put_framing(out, length, framing == Framing::Chunked, &head.headers, format);
-    if upgrade {
-        put_field(out, &header::CONNECTION, b"upgrade", &head.headers, format);
-        if let Some(protocol) = head.headers.get(&header::UPGRADE) {
-            put_field(out, &header::UPGRADE, protocol.as_bytes(), &head.headers, format);
-        }
+    put_fields(out, &head.headers, format, length, upgrade);
+    if framing == Framing::Chunked {
+        put_field(out, &header::TRANSFER_ENCODING, b"chunked", &head.headers, format);
     }
     out.extend_from_slice(b"\r\n");
     Ok((framing, Asked { head: head.method == Method::HEAD, connect, upgrade }))
@@ -151,7 +158,6 @@ pub fn response(
     let http10 = version == HttpVersion::Http10;
     put_status_line(out, head.status, http10);
     let format = options.header_key_format;
-    put_fields(out, &head.headers, format);
     let declared = declared_length(&head.headers);
     let bodiless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) || head.status.is_informational();
     let framing = if after == After::Upgraded {
@@ -172,14 +178,12 @@ pub fn response(
         _ => None,
     };
     let length = if head.status == StatusCode::NO_CONTENT || head.status.is_informational() { None } else { length };
-    put_framing(out, length, framing == Framing::Chunked, &head.headers, format);
+    let switching = after == After::Upgraded && head.status == StatusCode::SWITCHING_PROTOCOLS;
+    put_fields(out, &head.headers, format, length, switching);
+    if framing == Framing::Chunked {
+        put_field(out, &header::TRANSFER_ENCODING, b"chunked", &head.headers, format);
+    }
     match after {
-        After::Upgraded if head.status == StatusCode::SWITCHING_PROTOCOLS => {
-            put_field(out, &header::CONNECTION, b"upgrade", &head.headers, format);
-            if let Some(protocol) = head.headers.get(&header::UPGRADE) {
-                put_field(out, &header::UPGRADE, protocol.as_bytes(), &head.headers, format);
-            }
-        }
         After::Upgraded => {}
         After::KeepAlive if http10 && framing != Framing::UntilClose => {
             put_field(out, &header::CONNECTION, b"keep-alive", &head.headers, format);
@@ -194,7 +198,7 @@ pub fn response(
 /// Appends a 1xx head.
 pub fn informational(out: &mut Vec<u8>, head: &ResponseHead, options: &H1Options) {
     put_status_line(out, head.status, false);
-    put_fields(out, &head.headers, options.header_key_format);
+    put_fields(out, &head.headers, options.header_key_format, None, false);
     out.extend_from_slice(b"\r\n");
 }
 
