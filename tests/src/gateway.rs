@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 /// Where the binary is: `NUNCIO_BIN`, else the newest of this workspace's builds.
 pub fn binary() -> PathBuf {
     if let Ok(path) = std::env::var("NUNCIO_BIN") {
-        return path.into();
+        return PathBuf::from(path).canonicalize().expect("NUNCIO_BIN names the binary");
     }
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
     let built = |profile: &str| {

@@ -82,7 +82,8 @@ fn a_bad_resource_is_refused_alone_and_the_last_good_one_serves() {
     let dump = web.gateway.admin("/config_dump").text();
     assert!(dump.contains("unclosed"), "the dump names what was refused");
     assert_eq!(get(web.address, "x", "/").unwrap().status, 200);
-    web.gateway.write("lds.yaml", &config::lds("2", web.port, "        http_filters: [{name: example.unknown, typed_config: {\"@type\": type.googleapis.com/google.protobuf.Empty}}]"));
+    let unknown = "        http_filters:\n        - {name: example.unknown, typed_config: {\"@type\": type.googleapis.com/google.protobuf.Empty}}\n";
+    web.gateway.write("lds.yaml", &config::lds("2", web.port, "").replace("        http_filters:\n", unknown));
     eventually("the second refusal", || web.gateway.stat("listener_manager.lds.update_rejected") > 0);
     assert_eq!(get(web.address, "x", "/").unwrap().status, 200);
     web.gateway.write("rds.yaml", &config::rds("3", "    - match: {prefix: /}\n      direct_response: {status: 204}"));
