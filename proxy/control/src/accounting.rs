@@ -40,9 +40,9 @@ pub fn account(bootstrap: &Bootstrap, report: &mut Report) -> Overload {
         enable_dispatcher_stats,
         header_prefix,
         stats_server_version_override: _,
-        use_tcp_for_dns_lookups: _,
-        dns_resolution_config: _,
-        typed_dns_resolver_config: _,
+        use_tcp_for_dns_lookups,
+        dns_resolution_config,
+        typed_dns_resolver_config,
         bootstrap_extensions,
         fatal_actions,
         config_sources,
@@ -92,6 +92,14 @@ pub fn account(bootstrap: &Bootstrap, report: &mut Report) -> Overload {
     ignore(!perf_tracing_file_path.is_empty(), "perf_tracing_file_path", "Perfetto tracing");
     ignore(memory_allocator_manager.is_some(), "memory_allocator_manager", "tuning of tcmalloc");
     ignore(*enable_worker_cpu_affinity, "enable_worker_cpu_affinity", "pinning of workers");
+    let mut resolver = |set: bool, field: &str| {
+        if set {
+            report.warning(&root.field(field), "a resolver for the whole process", "set it in each cluster; others use the system's");
+        }
+    };
+    resolver(*use_tcp_for_dns_lookups, "use_tcp_for_dns_lookups");
+    resolver(dns_resolution_config.is_some(), "dns_resolution_config");
+    resolver(typed_dns_resolver_config.is_some(), "typed_dns_resolver_config");
     if let Some(engine) = default_regex_engine
         && engine.typed_config.as_ref().is_some_and(|a| !a.type_url.ends_with("envoy.extensions.regex_engines.v3.GoogleRE2"))
     {
@@ -141,9 +149,6 @@ fn cluster_manager(bootstrap: &Bootstrap, report: &mut Report) {
     let Some(manager) = &bootstrap.cluster_manager else { return };
     let root = At::Root;
     let at = root.field("cluster_manager");
-    if !manager.local_cluster_name.is_empty() {
-        report.warning(&at.field("local_cluster_name"), "zone aware routing is not done", "traffic is spread over all zones by weight");
-    }
     if manager.load_stats_config.is_some() {
         report.unsupported(&at.field("load_stats_config"), "load reporting (LRS)");
     }
@@ -180,6 +185,9 @@ fn overload(bootstrap: &Bootstrap, report: &mut Report) -> Overload {
     if !manager.actions.is_empty() {
         report.unsupported(&at.field("actions"), "overload actions");
     }
+    if manager.buffer_factory_config.is_some() {
+        report.warning(&at.field("buffer_factory_config"), "set", "buffers are not accounted by stream");
+    }
     if !manager.loadshed_points.is_empty() {
         report.unsupported(&at.field("loadshed_points"), "load shed points");
     }
@@ -203,6 +211,18 @@ mod tests {
         let paths: Vec<_> = report.items.iter().map(|d| d.path.as_str()).collect();
         assert_eq!(paths, ["hds_config", "header_prefix", "watchdog", "cluster_manager.load_stats_config"]);
         assert_eq!(report.errors(), 3);
+    }
+
+    #[test]
+    fn what_nothing_reads_is_warned_about() {
+        let (_, report) = findings(
+            "{use_tcp_for_dns_lookups: true, dns_resolution_config: {}, typed_dns_resolver_config: {name: x}, \
+             overload_manager: {buffer_factory_config: {}}, cluster_manager: {local_cluster_name: me}}",
+        );
+        let paths: Vec<_> = report.items.iter().map(|d| d.path.as_str()).collect();
+        let resolvers = ["use_tcp_for_dns_lookups", "dns_resolution_config", "typed_dns_resolver_config"];
+        assert_eq!(paths, [&resolvers[..], &["overload_manager.buffer_factory_config"]].concat());
+        assert_eq!(report.errors(), 0);
     }
 
     #[test]
