@@ -258,7 +258,7 @@ async fn upgrade_turns_into_raw_bytes() {
         let mut s = start(service.clone(), ServerOptions::default());
         s.send(&format!("GET /ws HTTP/1.1\r\n{upgrade}early")).await;
         let head = s.until("\r\n\r\n").await;
-        assert_eq!(head, "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
+        assert_eq!(head, "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n");
         assert_eq!(s.until("early").await, "early");
         s.send("GET / HTTP/1.1\r\n\r\n").await;
         assert_eq!(s.until("\r\n\r\n").await, "GET / HTTP/1.1\r\n\r\n");

@@ -461,7 +461,7 @@ fn encoders_own_the_framing() {
                 None,
                 Upgraded,
             ),
-            "HTTP/1.1 101 Switching Protocols|connection: upgrade|upgrade: x||",
+            "HTTP/1.1 101 Switching Protocols|upgrade: x|connection: upgrade||",
             Framing::UntilClose,
         ),
         (
