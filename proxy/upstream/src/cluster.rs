@@ -10,7 +10,7 @@ use crate::original_dst::OriginalDstState;
 use crate::outlier::{self, Outcome, OutlierState, Rates};
 use crate::shared::Shared;
 use crate::spec::{Discovery, LocalityMode, ProtocolMode, Spec};
-use crate::stats::{ClusterStats, EndpointStats};
+use crate::stats::ClusterStats;
 use crate::view::{Endpoints, Membership, View};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use nuncio_core::HttpVersion;
@@ -26,7 +26,7 @@ use nuncio_tls::SecretStore;
 use std::any::Any;
 use std::collections::HashSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -58,13 +58,15 @@ pub struct Cluster {
     /// Grows with every change of endpoints or health.
     epoch: AtomicU64,
     stats: OnceLock<Box<ClusterStats>>,
-    endpoint_stats: OnceLock<Box<EndpointStats>>,
+    scope: OnceLock<Scope>,
     codec: OnceLock<Arc<ClientOptions>>,
     outlier: Option<Box<OutlierState>>,
     dns: Option<Box<Mutex<DnsState>>>,
     original_dst: Option<Box<OriginalDstState>>,
     /// The first endpoints (or the first answer) are there.
     initialized: AtomicBool,
+    /// Which `membership_*` gauges there are.
+    seen: AtomicU8,
     retired: AtomicBool,
     added_via_api: bool,
     server: Arc<Server>,
@@ -109,12 +111,13 @@ impl Cluster {
             building: Mutex::new(()),
             epoch: AtomicU64::new(1),
             stats: OnceLock::new(),
-            endpoint_stats: OnceLock::new(),
+            scope: OnceLock::new(),
             codec: OnceLock::new(),
             outlier: spec.outlier.as_ref().map(|_| Box::default()),
             dns: matches!(spec.discovery, Discovery::Dns(_)).then(Box::default),
             original_dst: matches!(spec.discovery, Discovery::OriginalDst(_)).then(Box::default),
             initialized: AtomicBool::new(matches!(spec.discovery, Discovery::Static | Discovery::OriginalDst(_))),
+            seen: AtomicU8::new(0),
             retired: AtomicBool::new(false),
             added_via_api: cx.added_via_api,
             server: cx.server.clone(),
@@ -139,7 +142,7 @@ impl Cluster {
             return Err(report);
         };
         if assignment.endpoints.is_empty() {
-            self.endpoint_stats().update_empty.inc();
+            self.endpoint_stats().counter("update_empty").inc();
         }
         self.replace_endpoints(&before, after);
         drop(updating);
@@ -214,14 +217,14 @@ impl Cluster {
         let first = !self.initialized.swap(true, Ordering::AcqRel);
         let same = !first && came == 0 && left == 0 && after.same_as(before);
         if same {
-            self.endpoint_stats().update_no_rebuild.inc();
+            self.endpoint_stats().counter("update_no_rebuild").inc();
             return;
         }
         self.endpoints.store(Arc::new(after));
         self.bump();
         self.count_membership();
         if came + left > 0 {
-            self.endpoint_stats().membership_change.inc();
+            self.endpoint_stats().counter("membership_change").inc();
         }
         if left > 0 {
             self.shared.signal();
@@ -288,11 +291,15 @@ impl Cluster {
     }
     /// Whether something changed since the view was built.
     fn current_epoch(&self) -> u64 {
-        let local = if self.shared.has_local() { self.shared.local_epoch() } else { 0 };
+        let local = if self.shared.has_local() && !self.spec.lb.is_local { self.shared.local_epoch() } else { 0 };
         self.epoch.load(Ordering::Acquire).wrapping_add(local)
     }
     fn bump(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
+        self.announce();
+    }
+    /// Shows the local cluster's hosts to the zone-aware balancers of the others.
+    pub(crate) fn announce(&self) {
         if self.spec.lb.is_local {
             self.shared.set_local_view(Some(self.view()));
         }
@@ -342,11 +349,18 @@ impl Cluster {
     fn count_membership(&self) {
         let stats = self.endpoint_stats();
         let membership = self.membership();
-        let set = |gauge: &nuncio_stats::Gauge, n: usize| gauge.set(i64::try_from(n).unwrap_or(i64::MAX));
-        set(&stats.membership_total, membership.total);
-        set(&stats.membership_healthy, membership.healthy);
-        set(&stats.membership_degraded, membership.degraded);
-        set(&stats.membership_excluded, membership.excluded);
+        // What was never more than zero need not be a stat.
+        let mut often = self.seen.load(Ordering::Relaxed);
+        let numbers = [membership.total, membership.healthy, membership.degraded, membership.excluded];
+        let names = ["membership_total", "membership_healthy", "membership_degraded", "membership_excluded"];
+        for (i, (n, name)) in numbers.into_iter().zip(names).enumerate() {
+            let bit = 1u8 << i;
+            if n > 0 || i < 2 || often & bit != 0 {
+                often |= bit;
+                stats.gauge(name).set(i64::try_from(n).unwrap_or(i64::MAX));
+            }
+        }
+        self.seen.store(often, Ordering::Relaxed);
     }
     pub(crate) fn membership(&self) -> Membership {
         let mut m = Membership::default();
@@ -366,12 +380,13 @@ impl Cluster {
     pub fn stats(&self) -> &ClusterStats {
         self.stats.get_or_init(|| {
             let track = (self.breakers.default.track_remaining, self.breakers.high.track_remaining);
-            Box::new(ClusterStats::new(&scope(&self.server.stats, &self.observability_name), track))
+            Box::new(ClusterStats::new(self.endpoint_stats(), track))
         })
     }
-    /// Stats of endpoints, made on first use.
-    pub fn endpoint_stats(&self) -> &EndpointStats {
-        self.endpoint_stats.get_or_init(|| Box::new(EndpointStats::new(&scope(&self.server.stats, &self.observability_name))))
+    /// `cluster.<name>.`, for what the control thread counts of endpoints and subscriptions: by name and when it happens, because
+    /// handles of thousands of idle clusters would weigh more than the clusters.
+    pub fn endpoint_stats(&self) -> &Scope {
+        self.scope.get_or_init(|| scope(&self.server.stats, &self.observability_name))
     }
     /// The circuit breakers.
     pub fn breakers(&self) -> &CircuitBreakers {
@@ -499,9 +514,9 @@ impl Cluster {
         state.errors.resize(spec.targets.len(), None);
         match answer {
             Ok(answer) => {
-                stats.update_success.inc();
+                stats.counter("update_success").inc();
                 if answer.addresses.is_empty() {
-                    stats.update_empty.inc();
+                    stats.counter("update_empty").inc();
                 }
                 if let Some(error) = state.errors.get_mut(index) {
                     *error = answer.addresses.is_empty().then(|| "no addresses".to_string());
@@ -514,7 +529,7 @@ impl Cluster {
                 }
             }
             Err(why) => {
-                stats.update_failure.inc();
+                stats.counter("update_failure").inc();
                 if let Some(error) = state.errors.get_mut(index) {
                     *error = Some(why);
                 }
@@ -562,6 +577,7 @@ impl Cluster {
                     rx_messaging_error: scope.counter("rx_messaging_error"),
                     trailers: scope.counter("trailers"),
                     goaway_sent: scope.counter("goaway_sent"),
+                    ..CodecStats::default()
                 },
             })
         })

@@ -563,7 +563,7 @@ pub(crate) async fn run(cluster: Weak<Cluster>, index: usize, service: Arc<DnsSe
     loop {
         let Some(this) = cluster.upgrade().filter(|c| !c.is_retired()) else { return };
         let Some((spec, target)) = this.dns_spec().and_then(|spec| Some((spec, spec.targets.get(index)?))) else { return };
-        this.endpoint_stats().update_attempt.inc();
+        this.endpoint_stats().counter("update_attempt").inc();
         let answer = service.resolve(&target.name, spec.family, &spec.resolver).await;
         let pause = match &answer {
             Ok(answer) => {

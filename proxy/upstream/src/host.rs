@@ -174,6 +174,10 @@ impl HostState {
     pub(crate) fn healthy_since(&self) -> Option<u64> {
         self.healthy_since.load(Ordering::Relaxed).checked_sub(1)
     }
+    #[cfg(test)]
+    pub(crate) fn forget_healthy_since(&self) {
+        self.healthy_since.store(0, Ordering::Relaxed);
+    }
     pub(crate) fn set_healthy_since(&self, millis: u64) {
         self.healthy_since.store(millis.saturating_add(1), Ordering::Relaxed);
     }

@@ -23,6 +23,8 @@ pub mod shared;
 mod spec;
 pub mod stats;
 pub mod stream;
+#[cfg(test)]
+mod tests;
 mod timers;
 pub mod upstreams;
 mod view;

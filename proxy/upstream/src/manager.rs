@@ -182,6 +182,7 @@ impl ClusterManager {
                 added_via_api,
             },
         )?;
+        self.options.slots.slot(cluster.name()).expect();
         let applied = {
             let mut state = self.state();
             self.inherit(&state, &cluster);
@@ -228,16 +229,17 @@ impl ClusterManager {
         let Some((cluster, since)) = &entry.warming else { return true };
         let secrets = cluster.secrets_ready() || now.saturating_duration_since(*since) >= SECRETS_PATIENCE;
         if !(secrets && cluster.is_initialized()) {
-            cluster.endpoint_stats().warming_state.set(1);
+            cluster.endpoint_stats().gauge("warming_state").set(1);
             return false;
         }
         let Some((cluster, _)) = entry.warming.take() else { return true };
-        cluster.endpoint_stats().warming_state.set(0);
+        cluster.endpoint_stats().gauge("warming_state").set(0);
         self.options.slots.slot(cluster.name()).set(Some(cluster.clone()));
-        if let Some(old) = entry.active.replace(cluster) {
+        if let Some(old) = entry.active.replace(cluster.clone()) {
             self.stats.updated.inc();
             old.retire();
         }
+        cluster.announce();
         true
     }
     /// Looks at warming clusters again; `which` says at which.
@@ -337,19 +339,19 @@ impl ClusterManager {
         let mut refused = None;
         for cluster in self.wanting(name) {
             let stats = cluster.endpoint_stats();
-            stats.update_attempt.inc();
+            stats.counter("update_attempt").inc();
             let result = match assignment {
                 Some(assignment) => cluster.update_endpoints(assignment),
                 None => {
-                    stats.update_empty.inc();
+                    stats.counter("update_empty").inc();
                     cluster.give_up_waiting();
                     Ok(())
                 }
             };
             match result {
-                Ok(()) => stats.update_success.inc(),
+                Ok(()) => stats.counter("update_success").inc(),
                 Err(report) => {
-                    stats.update_rejected.inc();
+                    stats.counter("update_rejected").inc();
                     refused = Some(report);
                 }
             }
@@ -365,7 +367,7 @@ impl ClusterManager {
     pub fn endpoints_timeout(&self, name: &str) {
         for cluster in self.wanting(name) {
             if !cluster.is_initialized() {
-                cluster.endpoint_stats().init_fetch_timeout.inc();
+                cluster.endpoint_stats().counter("init_fetch_timeout").inc();
                 cluster.give_up_waiting();
                 self.settle_one(&cluster);
             }

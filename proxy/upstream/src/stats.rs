@@ -63,17 +63,6 @@ stats! {
 }
 
 stats! {
-    /// Endpoints; kept by the control thread.
-    EndpointStats {
-        counter {
-            assignment_stale, assignment_timeout_received, membership_change, update_attempt, update_empty, update_failure,
-            update_no_rebuild, update_rejected, update_success, init_fetch_timeout,
-        }
-        gauge { membership_degraded, membership_excluded, membership_healthy, membership_total, warming_state }
-    }
-}
-
-stats! {
     /// `outlier_detection.`; names with deprecated duplicates as in Envoy.
     OutlierStats {
         counter {

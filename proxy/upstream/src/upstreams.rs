@@ -191,6 +191,10 @@ impl Upstreams {
             known.remove(&id);
         }
     }
+    #[cfg(test)]
+    pub(crate) fn sweep_now(&self) {
+        self.sweep();
+    }
     /// Closes idle connections of every pool now, for tests and for the end of the process.
     pub fn close_idle(&self) {
         let clusters: Vec<_> = self.clusters.borrow().values().cloned().collect();

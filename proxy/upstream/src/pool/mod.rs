@@ -95,6 +95,8 @@ struct Inner {
     /// HTTP/1 connections that streams have.
     busy: usize,
     generation: u32,
+    /// Streams that an HTTP/2 peer allowed at once; a new connection is taken to allow no more before it has said so.
+    allowed: Option<usize>,
     /// Of `Speaks::Auto`: what the last handshake chose.
     negotiated: Option<Speaks>,
     /// The host was unhealthy at the last sweep.
@@ -162,6 +164,9 @@ impl Pool {
         let now = Instant::now();
         let limit = self.http().max_requests;
         let mut found = None;
+        let allowed = inner.h2.iter().filter(|c| c.facts.meta.streams.get() > 0).map(|c| c.client.max_streams()).min();
+        inner.allowed = allowed.or(inner.allowed);
+        let most = inner.allowed.unwrap_or(usize::MAX);
         inner.h2.retain(|conn| {
             if found.is_some() {
                 return true;
@@ -170,7 +175,7 @@ impl Pool {
                 conn.client.drain();
                 return false;
             }
-            if conn.leases.get() >= conn.client.max_streams().max(1) {
+            if conn.leases.get() >= conn.client.max_streams().min(most).max(1) {
                 return true;
             }
             conn.leases.set(conn.leases.get() + 1);
@@ -228,7 +233,10 @@ impl Pool {
                 // Connections that are on their way serve this many.
                 let coming = match self.speaks(&inner) {
                     Speaks::H1 => inner.connecting,
-                    Speaks::H2 => inner.connecting.saturating_mul(self.http().h2.max_concurrent_streams.max(1) as usize),
+                    Speaks::H2 => {
+                        let ours = self.http().h2.max_concurrent_streams as usize;
+                        inner.connecting.saturating_mul(inner.allowed.map_or(ours, |theirs| theirs.min(ours)).max(1))
+                    }
                     // Until a handshake has told, one connection must do: it may serve all.
                     Speaks::Auto => {
                         if inner.connecting > 0 {
