@@ -21,6 +21,8 @@ use nuncio_proto::envoy::extensions::filters::http::compressor::v3 as proto;
 use std::any::Any;
 use std::sync::Arc;
 
+const STATUS: HeaderName = HeaderName::from_static("x-envoy-compression-status");
+
 /// Factory of `envoy.extensions.filters.http.compressor.v3.Compressor`, per route `CompressorPerRoute`.
 #[derive(Debug)]
 pub struct Factory;
@@ -47,26 +49,18 @@ impl HttpFilterFactory for Factory {
         let name = library.encoding.to_str().unwrap_or_default();
         let stats_name = if name == "br" { "brotli" } else { name };
         let scope = cx.scope.scope(&format!("compressor.{}.{stats_name}.", extension.name));
-        let request = match &config.request_direction_config {
-            None => None,
-            Some(request) => {
-                let at = at.field("request_direction_config");
-                let common = request.common_config.clone().unwrap_or_default();
-                // Requests are only compressed where somebody says so.
-                Some(Direction::compile(&common, false, &at.field("common_config"), cx.report, &scope.scope("request."))?)
-            }
-        };
+        // Requests are only compressed where their direction is configured; they are counted anyway.
+        let request_at = at.field("request_direction_config");
+        let common = config.request_direction_config.as_ref().and_then(|r| r.common_config.clone()).unwrap_or_default();
+        let configured = config.request_direction_config.is_some();
+        let request = Direction::compile(&common, configured, &request_at.field("common_config"), cx.report, &scope.scope("request."))?;
         let response = match &config.response_direction_config {
             Some(response) => {
                 let at = at.field("response_direction_config");
-                if response.status_header_enabled {
-                    cx.report.unsupported(&at.field("status_header_enabled"), "the compression status header");
-                    return None;
-                }
                 let common = response.common_config.clone().unwrap_or_default();
                 let common_at = at.field("common_config");
-                let scope = scope.scope("response.");
-                Response::new(response, Direction::compile(&common, true, &common_at, cx.report, &scope)?, &scope)
+                let direction = Direction::compile(&common, true, &common_at, cx.report, &scope.scope("response."))?;
+                Response::new(response, direction, &scope)
             }
             // The older form: the same fields in the filter itself, stats without `response.`.
             None => {
@@ -129,7 +123,7 @@ struct Filter(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     library: Library,
-    request: Option<Direction>,
+    request: Direction,
     response: Response,
     choose_first: bool,
     server: Arc<Server>,
@@ -142,6 +136,7 @@ struct Response {
     weaken_etag: bool,
     remove_accept: bool,
     uncompressible: Box<[u16]>,
+    status_header: bool,
     no_accept_header: Counter,
     identity: Counter,
     used: Counter,
@@ -159,6 +154,7 @@ impl Response {
             weaken_etag: p.weaken_etag_on_compress,
             remove_accept: p.remove_accept_encoding_header,
             uncompressible: p.uncompressible_response_codes.iter().filter_map(|c| u16::try_from(*c).ok()).collect(),
+            status_header: p.status_header_enabled,
             no_accept_header: scope.counter("no_accept_header"),
             identity: scope.counter("header_identity"),
             used: scope.counter("header_compressor_used"),
@@ -191,25 +187,23 @@ impl HttpFilter for Filter {
                 ex.request.headers.remove(&header::ACCEPT_ENCODING);
             }
         }
-        if let Some(direction) = &inner.request
-            && !ex.request_body.is_end()
-        {
-            let headers = &mut ex.request.headers;
-            let enabled = !route.as_ref().is_some_and(|r| r.disabled) && direction.enabled(&inner.server.runtime);
-            if enabled
-                && direction.is_long_enough(headers)
-                && direction.accepts(headers)
-                && !headers.contains(&header::CONTENT_ENCODING)
-                && transfer_allows(headers)
-                && let Some(encoder) = inner.library.encoder()
-            {
+        let direction = &inner.request;
+        let headers = &mut ex.request.headers;
+        let wanted = !ex.request_body.is_end()
+            && !route.as_ref().is_some_and(|r| r.disabled)
+            && direction.enabled(&inner.server.runtime)
+            && direction.is_long_enough(headers)
+            && direction.accepts(headers)
+            && !headers.contains(&header::CONTENT_ENCODING)
+            && transfer_allows(headers);
+        match wanted.then(|| inner.library.encoder()).flatten() {
+            Some(encoder) => {
                 headers.remove(&header::CONTENT_LENGTH);
                 headers.insert(header::CONTENT_ENCODING, inner.library.encoding.clone());
                 direction.stats.compressed.inc();
                 wrap(&mut ex.request_body, encoder, direction);
-            } else {
-                direction.stats.not_compressed.inc();
             }
+            None => direction.stats.not_compressed.inc(),
         }
         cx.set_state(Accept(accept));
         FilterAction::Continue
@@ -222,22 +216,40 @@ impl HttpFilter for Filter {
         let Some(response) = &mut ex.response else { return };
         let direction = &inner.response.direction;
         let headers = &mut response.headers;
-        let enabled = self.response_enabled(route.as_deref()) && direction.is_long_enough(headers);
+        let switched_on = self.response_enabled(route.as_deref());
+        let long_enough = switched_on && direction.is_long_enough(headers);
         let library = route.as_ref().and_then(|r| r.library.as_ref()).unwrap_or(&inner.library);
-        let compressible = enabled
+        let (type_allows, etag_allows) = (direction.accepts(headers), self.etag_allows(headers));
+        let compressible = long_enough
             && response.status.as_u16() != 101
-            && direction.accepts(headers)
+            && type_allows
             && !has_token(headers, &header::CACHE_CONTROL, "no-transform")
-            && self.etag_allows(headers)
+            && etag_allows
             && !headers.contains(&header::CONTENT_ENCODING);
-        let codes_allow = !inner.response.uncompressible.contains(&response.status.as_u16());
-        let wanted = enabled
+        let code_allows = !inner.response.uncompressible.contains(&response.status.as_u16());
+        let compressors = Registry::of(&ex.info.filter_state);
+        let wanted = long_enough
             && !ex.response_body.is_end()
-            && self.is_accepted(accept.as_ref(), Registry::of(&ex.info.filter_state), headers)
+            && self.is_accepted(accept.as_ref(), compressors, headers)
             && compressible
             && transfer_allows(headers)
-            && codes_allow;
-        match library.encoder().filter(|_| wanted) {
+            && code_allows;
+        if inner.response.status_header && switched_on && !ex.response_body.is_end() {
+            let why = match (long_enough, type_allows, etag_allows, code_allows) {
+                (false, ..) => Some("ContentLengthTooSmall"),
+                (_, false, ..) => Some("ContentTypeNotAllowed"),
+                (_, _, false, _) => Some("EtagNotAllowed"),
+                (.., false) => Some("StatusCodeNotAllowed"),
+                _ => wanted.then_some("Compressed"),
+            };
+            // Only what the client would have got in this encoding has a status; its content type does not matter for that.
+            let all = compressors.iter().map(|c| c.library.encoding.as_bytes());
+            let chosen = accept.as_ref().map(|a| negotiate::choose(a.as_bytes(), all, inner.choose_first));
+            if let (Some(why), true) = (why, chosen.is_some_and(|c| c.encoding() == Some(library.encoding.as_bytes()))) {
+                tell(headers, library, why);
+            }
+        }
+        match wanted.then(|| library.encoder()).flatten() {
             Some(encoder) => {
                 self.change_etag(headers);
                 headers.remove(&header::CONTENT_LENGTH);
@@ -248,7 +260,7 @@ impl HttpFilter for Filter {
             None => direction.stats.not_compressed.inc(),
         }
         // Caches must know that the answer depends on what was accepted, compressed or not.
-        if compressible && codes_allow {
+        if compressible && code_allows {
             vary(headers);
         }
     }
@@ -306,6 +318,20 @@ impl Filter {
             Decision::Compressor(_) => stats.overshadowed.inc(),
         }
         false
+    }
+}
+
+/// Adds `gzip;Compressed;OriginalLength=64` or the reason why not.
+fn tell(headers: &mut Headers, library: &Library, why: &str) {
+    let length = headers.get_str(&header::CONTENT_LENGTH).filter(|_| why == "Compressed");
+    let length = length.map(|l| format!(";OriginalLength={l}")).unwrap_or_default();
+    let status = format!("{};{why}{length}", library.encoding.to_str().unwrap_or_default());
+    let status = match headers.get_str(&STATUS) {
+        Some(earlier) => format!("{earlier},{status}"),
+        None => status,
+    };
+    if let Ok(status) = HeaderValue::from_str(&status) {
+        headers.insert(STATUS, status);
     }
 }
 

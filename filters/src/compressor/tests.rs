@@ -74,9 +74,10 @@ async fn every_library_makes_what_it_says() {
         assert!(data.len() < TEXT.len());
         assert_eq!(unpack(name, &data), TEXT);
         let library = if name == "br" { "brotli" } else { name };
-        let count = |n: &str| server.stats.root().counter(&format!("http.test.compressor.lib.{library}.response.{n}")).value();
-        assert_eq!((count("compressed"), count("total_uncompressed_bytes"), count("header_compressor_used")), (1, TEXT.len() as u64, 1));
-        assert_eq!(count("total_compressed_bytes"), data.len() as u64);
+        let count = |n: &str| server.stats.root().counter(&format!("http.test.compressor.lib.{library}.{n}")).value();
+        assert_eq!((count("response.compressed"), count("response.total_uncompressed_bytes")), (1, TEXT.len() as u64));
+        assert_eq!((count("header_compressor_used"), count("request.not_compressed")), (1, 1));
+        assert_eq!(count("response.total_compressed_bytes"), data.len() as u64);
     }
 }
 fn name_static(name: &str) -> &'static str {
@@ -128,6 +129,37 @@ async fn entity_tags() {
     disable.response_direction_config = Some(ResponseDirectionConfig { disable_on_etag_header: true, ..Default::default() });
     let (_, ex) = run(&disable, "gzip", tagged("\"strong\"")).await;
     assert_eq!((etag(&ex).as_deref(), encoding(&ex)), (Some("\"strong\""), None));
+}
+
+#[tokio::test]
+async fn the_status_header_says_why() {
+    let mut config = config("gzip");
+    let response = ResponseDirectionConfig {
+        status_header_enabled: true,
+        disable_on_etag_header: true,
+        uncompressible_response_codes: vec![206],
+        ..Default::default()
+    };
+    config.response_direction_config = Some(response);
+    let with = |name: HeaderName, value: &'static str| {
+        let mut head = head("text/plain");
+        head.headers.insert(name, HeaderValue::from_static(value));
+        head
+    };
+    let partial = ResponseHead { status: StatusCode::PARTIAL_CONTENT, ..head("text/plain") };
+    for (accept, head, status) in [
+        ("gzip", head("text/plain"), Some("gzip;Compressed;OriginalLength=88")),
+        ("gzip", with(header::CONTENT_LENGTH, "5"), Some("gzip;ContentLengthTooSmall")),
+        ("gzip", head("image/png"), Some("gzip;ContentTypeNotAllowed")),
+        ("gzip", with(header::ETAG, "x"), Some("gzip;EtagNotAllowed")),
+        ("gzip", partial, Some("gzip;StatusCodeNotAllowed")),
+        ("gzip", with(header::CONTENT_ENCODING, "br"), None),
+        ("identity", head("text/plain"), None),
+        ("", head("text/plain"), None),
+    ] {
+        let (_, ex) = run(&config, accept, head).await;
+        assert_eq!(ex.response.as_ref().unwrap().headers.get_str(&STATUS), status);
+    }
 }
 
 #[tokio::test]
