@@ -103,6 +103,9 @@ impl HedgePolicy {
             }
             None => Fraction::NEVER,
         };
+        if policy.hedge_on_per_try_timeout {
+            cx.report.warning(&at.field("hedge_on_per_try_timeout"), "true", "an attempt ends when its retry begins");
+        }
         Some(Arc::new(Self { initial_requests, additional_request_chance, hedge_on_per_try_timeout: policy.hedge_on_per_try_timeout }))
     }
 }
@@ -157,6 +160,9 @@ impl Forward {
         if action.retry_policy_typed_config.is_some() {
             cx.report.unsupported(&at.field("retry_policy_typed_config"), "a retry policy extension");
             return None;
+        }
+        if action.flush_timeout.is_some() {
+            cx.report.warning(&at.field("flush_timeout"), "set", "idle_timeout bounds flushing");
         }
         let not_found_status = match Code::try_from(action.cluster_not_found_response_code) {
             Ok(Code::ServiceUnavailable) => 503,
@@ -330,6 +336,10 @@ fn upgrades(configs: &[proto::route_action::UpgradeConfig], at: &At<'_>, cx: &mu
             None => None,
             Some(_) if kind.as_ref() != "connect" && kind.as_ref() != "connect-udp" => {
                 return cx.refuse(&at.field("connect_config"), format!("connect_config of upgrade {kind}"), "only CONNECT has one");
+            }
+            Some(_) if config.enabled.unwrap_or(true) => {
+                cx.report.unsupported(&at.field("connect_config"), "ending CONNECT here");
+                return None;
             }
             Some(connect) => Some(ConnectConfig { proxy_protocol: connect.proxy_protocol_config.clone(), allow_post: connect.allow_post }),
         };

@@ -49,9 +49,13 @@ impl InternalRedirectPolicy {
                 allow_cross_scheme_redirect: false,
                 response_headers_to_copy: Vec::new(),
             });
+            if policy.is_some() {
+                cx.report.warning(&at.field("internal_redirect_action"), "set", "redirects of the upstream go to the client");
+            }
             return Some(policy);
         };
         let at = at.field("internal_redirect_policy");
+        cx.report.warning(&at, "set", "redirects of the upstream go to the client");
         let mut codes = Vec::new();
         for (i, code) in policy.redirect_response_codes.iter().enumerate() {
             match code {

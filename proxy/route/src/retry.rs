@@ -206,6 +206,9 @@ impl RetryPolicy {
                 Err(_) => return cx.refuse(&at.field("retriable_status_codes").index(i), code.to_string(), "give an HTTP status code"),
             }
         }
+        if policy.refresh_cluster_on_retry {
+            cx.report.warning(&at.field("refresh_cluster_on_retry"), "true", "retries stay with the cluster of the first attempt");
+        }
         let attempts = u32::try_from(policy.host_selection_retry_max_attempts.max(1)).unwrap_or(u32::MAX);
         Some(Arc::new(Self {
             retry_on,

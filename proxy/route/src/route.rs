@@ -169,6 +169,14 @@ impl RouteNode {
         let (action, forwarded) = action(route, &path, parents, at, cx)?;
         let cors = forwarded.and_then(|(action, _)| action.cors.as_ref());
         let filters = parents.filters.with(filters::compile(&route.typed_per_filter_config, cors, at, cx)?);
+        for (set, field, remedy) in [
+            (!route.stat_prefix.is_empty(), "stat_prefix", "requests are not counted by route"),
+            (route.tracing.is_some(), "tracing", "sampling goes by the connection manager's percentages"),
+        ] {
+            if set {
+                cx.report.warning(&at.field(field), "set", remedy);
+            }
+        }
         let stats = (!route.stat_prefix.is_empty()).then(|| {
             let name = format!("vhost.{}.route.{}.", parents.vhost.name, route.stat_prefix);
             (cx.scope.scope(&name), StatsCell::default())

@@ -33,7 +33,6 @@ pub struct RouteTable {
     ignore_port: bool,
     /// Header that stands for the host (`vhost_header`).
     vhost_header: Option<HeaderName>,
-    internal_only_headers: Box<[HeaderName]>,
 }
 
 /// What matching needs to know besides the request.
@@ -132,29 +131,15 @@ impl RouteTable {
                 Err(_) => return cx.refuse(&at.field("vhost_header"), format!("\"{name}\""), "give a valid header name"),
             },
         };
-        let mut internal_only_headers = Vec::with_capacity(config.internal_only_headers.len());
-        for (i, name) in config.internal_only_headers.iter().enumerate() {
-            match HeaderName::from_bytes(name.as_bytes()) {
-                Ok(name) => internal_only_headers.push(name),
-                Err(_) => return cx.refuse(&at.field("internal_only_headers").index(i), format!("\"{name}\""), "give a valid header name"),
-            }
+        if !config.internal_only_headers.is_empty() {
+            cx.report.unsupported(&at.field("internal_only_headers"), "taking headers from clients outside");
+            return None;
         }
-        Some(Self {
-            info: shared.info,
-            domains,
-            hosts: hosts.into(),
-            ignore_port: config.ignore_port_in_host_matching,
-            vhost_header,
-            internal_only_headers: internal_only_headers.into(),
-        })
+        Some(Self { info: shared.info, domains, hosts: hosts.into(), ignore_port: config.ignore_port_in_host_matching, vhost_header })
     }
     /// `RouteConfiguration.name`.
     pub fn name(&self) -> &Arc<str> {
         &self.info.name
-    }
-    /// Headers that requests from outside must not carry.
-    pub fn internal_only_headers(&self) -> &[HeaderName] {
-        &self.internal_only_headers
     }
     /// Matches a request. Allocates nothing in the common case.
     pub fn route(&self, request: &RequestHead, input: &RouteInput<'_>) -> RouteMatch {

@@ -71,6 +71,14 @@ impl VirtualHostInfo {
         if host.name.is_empty() {
             return cx.refuse(&at.field("name"), "nothing", "name the virtual host");
         }
+        for (set, field, remedy) in [
+            (!host.virtual_clusters.is_empty(), "virtual_clusters", "requests are not counted by virtual cluster"),
+            (host.include_is_timeout_retry_header, "include_is_timeout_retry_header", "retries do not say why they are made"),
+        ] {
+            if set {
+                cx.report.warning(&at.field(field), "set", remedy);
+            }
+        }
         let scope = cx.scope.scope(&format!("vhost.{}.vcluster.", host.name));
         let cluster = |name: &str, headers| VirtualCluster {
             name: name.into(),

@@ -86,6 +86,10 @@ fn route_actions_are_refused_by_name() {
         ("{cluster: c, upgrade_configs: [{upgrade_type: a}, {upgrade_type: A}]}", "upgrade_configs[1].upgrade_type: \"A\""),
         ("{cluster: c, upgrade_configs: [{upgrade_type: websocket, connect_config: {}}]}", "upgrade_configs[0].connect_config"),
         (
+            "{cluster: c, upgrade_configs: [{upgrade_type: CONNECT, connect_config: {}}]}",
+            "connect_config: ending CONNECT here is not supported",
+        ),
+        (
             "{cluster: c, internal_redirect_policy: {response_headers_to_copy: ['host']}}",
             "internal_redirect_policy.response_headers_to_copy[0]: \"host\"",
         ),
@@ -104,6 +108,7 @@ fn tables_and_virtual_hosts_are_refused_by_name() {
     for (yaml, wanted) in [
         ("{name: t, vhds: {config_source: {ads: {}}}}", "vhds: virtual host discovery (VHDS) is not supported"),
         ("{name: t, cluster_specifier_plugins: [{extension: {name: p}}]}", "cluster_specifier_plugins[0]: cluster specifier plugin p"),
+        ("{name: t, internal_only_headers: [x-a]}", "internal_only_headers: taking headers from clients outside is not supported"),
         ("{name: t, virtual_hosts: [{name: v}]}", "virtual_hosts[0].domains: no domains"),
         ("{name: t, virtual_hosts: [{domains: [a]}]}", "virtual_hosts[0].name: nothing"),
         (
