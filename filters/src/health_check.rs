@@ -61,6 +61,7 @@ impl HttpFilterFactory for Factory {
             ok: scope.counter("ok"),
             failed: scope.counter("failed"),
             from_cache: scope.counter("cached_response"),
+            degraded: scope.counter("degraded"),
         }))
     }
 }
@@ -78,6 +79,7 @@ struct Filter {
     ok: Counter,
     failed: Counter,
     from_cache: Counter,
+    degraded: Counter,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -123,6 +125,7 @@ impl HttpFilter for Filter {
             reply = reply.flag(ResponseFlags::FAILED_LOCAL_HEALTH_CHECK);
         }
         if degraded {
+            self.degraded.inc();
             reply.headers.insert(DEGRADED, HeaderValue::from_static(""));
         }
         FilterAction::Respond(Box::new(reply))
@@ -137,7 +140,9 @@ impl HttpFilter for Filter {
                         Answer { at: Instant::now(), status: response.status.as_u16(), degraded: response.headers.contains(&DEGRADED) };
                     *self.cached.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
                 }
-                response.headers.insert(CHECKED_CLUSTER, self.cluster.clone());
+                if !self.cluster.is_empty() {
+                    response.headers.insert(CHECKED_CLUSTER, self.cluster.clone());
+                }
             }
             None if self.server.runtime.health_failed() => response.headers.insert(IMMEDIATE_FAIL, HeaderValue::from_static("true")),
             None => {}
@@ -201,7 +206,8 @@ mod tests {
         let mut ex = exchange("/healthz");
         assert!(kit::request(&*filter, "h", &mut ex).await.is_none());
         kit::respond(&*filter, "h", &mut ex, ResponseHead::new(StatusCode::INTERNAL_SERVER_ERROR), Body::Empty);
-        assert!(ex.response.unwrap().headers.contains(&CHECKED_CLUSTER));
+        // This node has no cluster to tell of.
+        assert!(!ex.response.unwrap().headers.contains(&CHECKED_CLUSTER));
         let reply = kit::request(&*filter, "h", &mut exchange("/healthz")).await.unwrap();
         assert_eq!((reply.status, reply.details.as_ref()), (500, "health_check_cached"));
         tokio::time::advance(Duration::from_millis(101)).await;

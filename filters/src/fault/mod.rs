@@ -149,9 +149,8 @@ impl Filter {
         }
         self.active.inc();
         cx.set_state(Active { gauge: self.active.clone(), throttle: None });
-        if let Some(metadata) = &settings.metadata {
-            cx.ex.info.set_metadata("envoy.filters.http.fault", metadata.clone());
-        }
+        // Logs tell by it which fault this was; it is there, empty, where none is configured.
+        cx.ex.info.set_metadata("envoy.filters.http.fault", settings.metadata.clone());
         true
     }
     fn abort(&self, cx: &mut FilterCx<'_>, settings: &Settings, downstream: Option<&str>) -> Option<Box<LocalReply>> {
