@@ -217,6 +217,9 @@ fn validation(
 ) -> Option<ValidationSource> {
     let compile = |context, at: &At<'_>, report: &mut Report| {
         let validation = Validation::compile(context, at, report)?;
+        if context.watched_directory.is_some() {
+            report.warning(&at.field("watched_directory"), "set", "files of a context without SDS are read once");
+        }
         if let Some(ca) = &validation.ca {
             secrets.remember_ca(ca);
         }
