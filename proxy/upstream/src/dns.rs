@@ -282,6 +282,10 @@ fn typed_resolver(config: &TypedExtensionConfig, at: &At<'_>, report: &mut Repor
             }
         }
         "envoy.extensions.network.dns_resolver.getaddrinfo.v3.GetAddrInfoDnsResolverConfig" => {
+            // All that its message has is retries and threads.
+            if !typed.value.is_empty() {
+                report.warning(&at, "settings of getaddrinfo", "the system's resolver has retries and threads of its own");
+            }
             ResolverSpec { system: true, ..ResolverSpec::default() }
         }
         other => {

@@ -371,6 +371,13 @@ pub(crate) fn endpoints(
             let at = list.index(j);
             let Some(endpoint) = resolve(assignment, lb_endpoint, &at, report) else { continue };
             let at = at.field("endpoint");
+            if !endpoint.observability_name.is_empty() {
+                report.warning(
+                    &at.field("observability_name"),
+                    endpoint.observability_name.as_str(),
+                    "stats and logs show address and hostname",
+                );
+            }
             let Some(first) = address(endpoint.address.as_ref(), &at.field("address"), report) else { continue };
             let more = at.field("additional_addresses");
             let additional = endpoint.additional_addresses.iter().enumerate();

@@ -162,7 +162,14 @@ pub(crate) fn bind(config: &BindConfig, at: &At<'_>, report: &mut Report) -> Bin
     for (i, address) in config.additional_source_addresses.iter().enumerate() {
         sources.extend(source(address, &list.index(i), report));
     }
-    refuse(report, at, &[(config.local_address_selector.is_some(), "local_address_selector")]);
+    refuse(
+        report,
+        at,
+        &[
+            (config.local_address_selector.is_some(), "local_address_selector"),
+            (config.validate_network_namespaces, "validate_network_namespaces"),
+        ],
+    );
     let list = at.field("socket_options");
     let options = config.socket_options.iter().enumerate().filter_map(|(i, o)| socket_option(o, &list.index(i), report)).collect();
     BindSpec { sources: sources.into_boxed_slice(), freebind: config.freebind.unwrap_or(false), options }
@@ -186,6 +193,8 @@ fn source(address: &SocketAddress, at: &At<'_>, report: &mut Report) -> Option<S
 
 /// A socket option by number. Those that Linux has names for in this process are set; others are refused.
 fn socket_option(option: &SocketOption, at: &At<'_>, report: &mut Report) -> Option<SocketOpt> {
+    // Set before bind; for these options that is the same as after it.
+    refuse(report, at, &[(option.state > 1, "state"), (option.ip_version != 0, "ip_version"), (option.r#type.is_some(), "type")]);
     let number = match &option.value {
         Some(OptionValue::IntValue(v)) => *v,
         Some(OptionValue::BufValue(bytes)) => {
