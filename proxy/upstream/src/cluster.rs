@@ -19,7 +19,7 @@ use nuncio_core::registry::{Registry, Server};
 use nuncio_core::views::ClusterView;
 use nuncio_http::options::{ClientOptions, CodecStats};
 use nuncio_proto::envoy::config::cluster::v3 as pb;
-use nuncio_proto::envoy::config::core::v3::{ConfigSource, Locality, Metadata};
+use nuncio_proto::envoy::config::core::v3::{ConfigSource, Metadata};
 use nuncio_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use nuncio_stats::{Scope, Store};
 use nuncio_tls::SecretStore;
@@ -29,6 +29,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// What compiling a cluster needs.
 pub struct ClusterCx<'a> {
@@ -65,6 +66,10 @@ pub struct Cluster {
     original_dst: Option<Box<OriginalDstState>>,
     /// The first endpoints (or the first answer) are there.
     initialized: AtomicBool,
+    /// Every host was checked once; true without health checks.
+    checked: AtomicBool,
+    /// Endpoints changed; for health checks only.
+    news: Option<Arc<Notify>>,
     /// Which `membership_*` gauges there are.
     seen: AtomicU8,
     retired: AtomicBool,
@@ -117,6 +122,8 @@ impl Cluster {
             dns: matches!(spec.discovery, Discovery::Dns(_)).then(Box::default),
             original_dst: matches!(spec.discovery, Discovery::OriginalDst(_)).then(Box::default),
             initialized: AtomicBool::new(matches!(spec.discovery, Discovery::Static | Discovery::OriginalDst(_))),
+            checked: AtomicBool::new(spec.health_checks.is_empty()),
+            news: (!spec.health_checks.is_empty()).then(Arc::default),
             seen: AtomicU8::new(0),
             retired: AtomicBool::new(false),
             added_via_api: cx.added_via_api,
@@ -222,6 +229,9 @@ impl Cluster {
         }
         self.endpoints.store(Arc::new(after));
         self.bump();
+        if let Some(news) = &self.news {
+            news.notify_one();
+        }
         self.count_membership();
         if came + left > 0 {
             self.endpoint_stats().counter("membership_change").inc();
@@ -584,11 +594,27 @@ impl Cluster {
     }
     /// Whether the first endpoints are there; without `wait_for_warm_on_init` it says so at once.
     pub fn is_initialized(&self) -> bool {
-        !self.spec.wait_for_warm || self.initialized.load(Ordering::Acquire)
+        let ready = self.initialized.load(Ordering::Acquire) && self.checked.load(Ordering::Acquire);
+        !self.spec.wait_for_warm || ready
+    }
+    /// Every host was checked once; whether that is new.
+    pub(crate) fn checked(&self) -> bool {
+        !self.checked.swap(true, Ordering::AcqRel)
+    }
+    /// Wakes when endpoints change.
+    pub(crate) fn news(&self) -> Arc<Notify> {
+        self.news.clone().unwrap_or_default()
+    }
+    /// Whether a connection was ever made to one of its hosts.
+    pub(crate) fn had_traffic(&self) -> bool {
+        self.stats.get().is_some_and(|s| s.traffic.upstream_cx_total.value() > 0)
     }
     /// Goes on without endpoints.
     pub(crate) fn give_up_waiting(&self) {
         self.initialized.store(true, Ordering::Release);
+        if let Some(news) = &self.news {
+            news.notify_one();
+        }
     }
     /// Whether every secret of its transport sockets is there.
     pub(crate) fn secrets_ready(&self) -> bool {
@@ -604,12 +630,6 @@ impl Cluster {
             self.shared.set_local_view(None);
         }
         self.shared.signal();
-    }
-    pub(crate) fn shared(&self) -> &Arc<Shared> {
-        &self.shared
-    }
-    pub(crate) fn locality(&self) -> Option<&Locality> {
-        self.server.node.locality.as_ref()
     }
 }
 

@@ -355,10 +355,6 @@ impl ClusterManager {
                     refused = Some(report);
                 }
             }
-            if health_check::decides(&cluster) {
-                // The first checks of these hosts come before anything is sent to them.
-                continue;
-            }
             self.settle_one(&cluster);
         }
         refused.map_or(Ok(()), Err)

@@ -13,13 +13,10 @@ macro_rules! stats {
         impl $name {
             /// Makes the stats below `scope`.
             pub(crate) fn new(scope: &Scope) -> Self {
-                Self { $($($field: scope.$kind(stats!(@name $field)),)*)* }
+                Self { $($($field: scope.$kind(stringify!($field)),)*)* }
             }
         }
     };
-    // The names of two gauges of health_check would clash with counters as fields.
-    (@name degraded_gauge) => { "degraded" };
-    (@name $field:ident) => { stringify!($field) };
     (@type counter) => { Counter };
     (@type gauge) => { Gauge };
     (@type histogram) => { Histogram };
@@ -75,14 +72,6 @@ stats! {
             ejections_enforced_success_rate, ejections_enforced_total, ejections_overflow, ejections_success_rate, ejections_total,
         }
         gauge { ejections_active }
-    }
-}
-
-stats! {
-    /// `health_check.`.
-    HealthCheckStats {
-        counter { attempt, degraded, failure, network_failure, passive_failure, success, verify_cluster }
-        gauge { degraded_gauge, healthy }
     }
 }
 

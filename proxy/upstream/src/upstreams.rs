@@ -191,6 +191,14 @@ impl Upstreams {
             known.remove(&id);
         }
     }
+    /// A lease that is given back at once.
+    #[cfg(test)]
+    pub(crate) fn checkout_for_test(&self, cluster: &Arc<Cluster>, host: &Arc<Host>, request: &RequestHead) {
+        let key = KeyRef::http(cluster, host, request, &OpenOptions::default());
+        let pool = self.cluster(cluster).pool(host, &key).unwrap_or_else(|e| panic!("{e}"));
+        let lease = pool.checkout().unwrap_or_else(|| panic!("no warm connection"));
+        pool.give_back(lease);
+    }
     #[cfg(test)]
     pub(crate) fn sweep_now(&self) {
         self.sweep();

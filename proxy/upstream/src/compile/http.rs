@@ -183,7 +183,7 @@ fn common(proto: Option<&Common>, at: &At<'_>, cx: &mut ClusterCx<'_>) -> HttpSp
         mode: ProtocolMode::H1,
         h1: H1Options::default(),
         h2: H2Options::default(),
-        max_headers_kb: c.max_response_headers_kb.unwrap_or(60),
+        max_headers_kb: c.max_response_headers_kb.unwrap_or(80),
         max_headers_count: c.max_headers_count.unwrap_or(100),
         idle_timeout: timeout(c.idle_timeout.as_ref(), hour, &at.field("idle_timeout"), cx.report),
         max_connection_duration: timeout(c.max_connection_duration.as_ref(), None, &at.field("max_connection_duration"), cx.report),

@@ -9,7 +9,7 @@ use crate::spec::{BindSpec, Socket, SocketOpt, SocketSpec};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use nuncio_core::info::{TrafficDirection, UpstreamInfo};
 use nuncio_core::views::{ClusterView, HostView};
-use nuncio_core::{Address, ConnectionInfo, HttpVersion, StreamError};
+use nuncio_core::{Address, ConnectionInfo, HttpVersion, StreamError, TlsInfo};
 use nuncio_tls::{ConnectOptions, Transport};
 use std::io;
 use std::net::SocketAddr;
@@ -86,39 +86,69 @@ fn stand_in(info: &UpstreamInfo) -> ConnectionInfo {
 }
 
 async fn handshake(cluster: &Cluster, host: &Host, key: &Key, http: bool) -> Result<(Transport, UpstreamInfo), String> {
-    let mut io = open_transport(&cluster.spec.socket, host.address(), &host.additional).await.map_err(|e| reason(&e))?;
+    let io = open_transport(&cluster.spec.socket, host.address(), &host.additional).await.map_err(|e| reason(&e))?;
     let mut info = UpstreamInfo { local: io.local_addr().ok(), remote: io.peer_addr().ok(), ..UpstreamInfo::default() };
     if let Address::Pipe(_) = host.address() {
         info.remote = Some(host.address().clone());
     }
     let Some(matched) = cluster.spec.transports.get(usize::from(host.transport)) else { return Ok((io, info)) };
-    let mut socket = &matched.socket;
+    let fallback = fallback(http.then_some(key.speaks));
+    let hostname = Some(host.hostname()).filter(|h| !h.is_empty());
+    let options = ConnectOptions {
+        sni: key.sni.as_deref(),
+        alpn: key.alpn.as_deref(),
+        alpn_fallback: &fallback,
+        hostname,
+        verify_sans: key.sans.as_deref(),
+    };
+    let (io, tls) = secure(io, &matched.socket, key.proxied, &options).await?;
+    info.tls = tls;
+    Ok((io, info))
+}
+
+/// ALPN that the codec asks for, if nothing else says any.
+fn fallback(speaks: Option<Speaks>) -> Vec<Vec<u8>> {
+    let h1 = || b"http/1.1".to_vec();
+    match speaks {
+        None => Vec::new(),
+        Some(Speaks::H1) => vec![h1()],
+        Some(Speaks::H2) => vec![b"h2".to_vec()],
+        Some(Speaks::Auto) => vec![b"h2".to_vec(), h1()],
+    }
+}
+
+/// PROXY protocol and TLS, as `socket` says.
+async fn secure(
+    mut io: Transport,
+    mut socket: &Socket,
+    proxied: Option<(SocketAddr, SocketAddr)>,
+    options: &ConnectOptions<'_>,
+) -> Result<(Transport, Option<Arc<TlsInfo>>), String> {
     if let Socket::Proxy(proxy) = socket {
-        io.write_all(&proxy_header(proxy.v2, key.proxied)).await.map_err(|e| reason(&e))?;
+        io.write_all(&proxy_header(proxy.v2, proxied)).await.map_err(|e| reason(&e))?;
         socket = &proxy.inner;
     }
-    if let Socket::Tls(tls) = socket {
-        let h1 = || b"http/1.1".to_vec();
-        let fallback: Vec<Vec<u8>> = match (http, key.speaks) {
-            (false, _) => Vec::new(),
-            (true, Speaks::H1) => vec![h1()],
-            (true, Speaks::H2) => vec![b"h2".to_vec()],
-            (true, Speaks::Auto) => vec![b"h2".to_vec(), h1()],
-        };
-        let hostname = Some(host.hostname()).filter(|h| !h.is_empty());
-        let options = ConnectOptions {
-            sni: key.sni.as_deref(),
-            alpn: key.alpn.as_deref(),
-            alpn_fallback: &fallback,
-            hostname,
-            verify_sans: key.sans.as_deref(),
-        };
-        // The future is large, and most of the time there is none.
-        let (tls_io, tls_info) = Box::pin(tls.connect(io, &options)).await.map_err(|e| e.reason().to_string())?;
-        info.tls = Some(tls_info);
-        io = tls_io;
-    }
-    Ok((io, info))
+    let Socket::Tls(tls) = socket else { return Ok((io, None)) };
+    // The future is large, and most of the time there is none.
+    let (io, info) = Box::pin(tls.connect(io, options)).await.map_err(|e| e.reason().to_string())?;
+    Ok((io, Some(info)))
+}
+
+/// A connection for a health check, which counts nowhere.
+pub(crate) async fn for_check(
+    cluster: &Cluster,
+    host: &Host,
+    address: &Address,
+    socket: Option<&Socket>,
+    alpn: Option<&[Vec<u8>]>,
+    speaks: Option<Speaks>,
+) -> Result<Transport, String> {
+    let io = open_transport(&cluster.spec.socket, address, &[]).await.map_err(|e| reason(&e))?;
+    let Some(socket) = socket else { return Ok(io) };
+    let fallback = fallback(speaks);
+    let hostname = Some(host.hostname()).filter(|h| !h.is_empty());
+    let options = ConnectOptions { alpn, alpn_fallback: &fallback, hostname, ..ConnectOptions::default() };
+    Ok(secure(io, socket, None, &options).await?.0)
 }
 
 /// Envoy's words where it has some.

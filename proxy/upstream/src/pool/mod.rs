@@ -450,11 +450,6 @@ impl Pool {
         drop(closed);
         empty
     }
-    /// Number of idle connections, for tests.
-    #[cfg(test)]
-    pub(crate) fn idle(&self) -> usize {
-        self.inner.borrow().idle.len() + self.inner.borrow().h2.iter().filter(|c| c.leases.get() == 0).count()
-    }
 }
 
 /// `per_host_thresholds.max_connections`.

@@ -275,3 +275,40 @@ fn health_changes_are_seen_at_the_next_pick() {
     assert_eq!(count.len(), 2);
     assert_eq!(c.endpoint_stats().gauge("membership_healthy").value(), 2);
 }
+
+/// Picks that Envoy 1.40 made for `key-0` to `key-47` (header hash policy) on 127.0.0.1:21001 to 21005.
+#[test]
+fn hashes_fall_as_in_envoy() {
+    let weighted = [1, 2, 3, 4, 5];
+    for (policy, weights, expected) in [
+        ("lb_policy: RING_HASH", [1; 5], "004403112021204403412412301131442210401243321411"),
+        ("lb_policy: RING_HASH", weighted, "314433114023244403442442304141442412434243344441"),
+        (
+            "lb_policy: RING_HASH\nring_hash_lb_config: {hash_function: MURMUR_HASH_2, minimum_ring_size: 100}",
+            [1; 5],
+            "134440234313410334430041011142424440342344023114",
+        ),
+        ("lb_policy: MAGLEV", [1; 5], "403231214040102201301331312044120144031334414313"),
+        ("lb_policy: MAGLEV\nmaglev_lb_config: {table_size: 1009}", weighted, "441244313443333414424032413304234103012314344244"),
+    ] {
+        let hosts: Vec<_> =
+            weights.iter().enumerate().map(|(i, w)| (format!("127.0.0.1:{}", 21001 + i), format!("load_balancing_weight: {w}"))).collect();
+        // One locality for all, as Envoy was given them.
+        let list: Vec<_> = hosts
+            .iter()
+            .map(|(a, w)| format!("{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {}}}}}}}, {w}}}", &a[10..]))
+            .collect();
+        let c = cluster(&format!(
+            "name: x\n{policy}\nload_assignment: {{cluster_name: x, endpoints: [{{lb_endpoints: [{}]}}]}}",
+            list.join(", ")
+        ));
+        let picks: String = (0..48)
+            .map(|i| {
+                let hash = twox_hash::XxHash64::oneshot(0, format!("key-{i}").as_bytes());
+                let host = Upstreams::current().pick(&c, &LbContext { hash: Some(hash), ..LbContext::default() }).unwrap();
+                (host.address().socket().unwrap().port() - 21001).to_string()
+            })
+            .collect();
+        assert_eq!(picks, expected, "{policy} {weights:?}");
+    }
+}

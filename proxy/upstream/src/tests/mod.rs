@@ -3,6 +3,7 @@
 mod balance;
 mod compile;
 mod endpoints;
+mod health;
 mod manager;
 mod outlier;
 mod pool;

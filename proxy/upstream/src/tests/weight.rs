@@ -9,6 +9,7 @@ struct Counting;
 
 thread_local! {
     static LIVE: Cell<isize> = const { Cell::new(0) };
+    static MADE: Cell<usize> = const { Cell::new(0) };
 }
 
 // A test's allocator cannot be written otherwise; it only passes on.
@@ -16,6 +17,7 @@ thread_local! {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let _ = LIVE.try_with(|l| l.set(l.get() + layout.size() as isize));
+        let _ = MADE.try_with(|m| m.set(m.get() + 1));
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
@@ -74,4 +76,43 @@ fn idle_clusters_are_light() {
     println!("(stats {stats}) an idle cluster with two endpoints weighs {each} bytes; Cluster itself {}", size_of::<Cluster>());
     assert!(each <= 4096, "{each} bytes");
     assert_eq!(m.active().len(), N);
+}
+
+/// Allocations of `run`, and its time per round in nanoseconds (of a debug build).
+fn cost(rounds: usize, mut run: impl FnMut()) -> (usize, u128) {
+    run();
+    let (before, began) = (MADE.get(), std::time::Instant::now());
+    (0..rounds).for_each(|_| run());
+    (MADE.get() - before, began.elapsed().as_nanos() / rounds as u128)
+}
+
+#[test]
+fn a_warm_request_allocates_nothing_here() {
+    run(async {
+        let server = TestServer::start(Manner::KeepAlive).await;
+        let address = server.address.to_string();
+        for policy in ["ROUND_ROBIN", "LEAST_REQUEST", "RANDOM", "MAGLEV"] {
+            let c = cluster(&static_cluster(
+                &format!("lb_policy: {policy}\noutlier_detection: {{}}"),
+                &[(&address, "load_balancing_weight: 5"), ("10.0.0.1:80", "load_balancing_weight: 3"), ("10.0.0.2:80", "")],
+            ));
+            let upstreams = Upstreams::current();
+            let cx = LbContext { hash: Some(7), ..LbContext::default() };
+            let (made, time) = cost(1000, || drop(upstreams.pick(&c, &cx)));
+            println!("{policy}: pick {time} ns");
+            assert_eq!(made, 0, "{policy}");
+            let host = c.hosts().into_iter().find(|h| h.address().to_string() == address).unwrap();
+            finish(open(&c, &host).await.unwrap()).await.unwrap();
+            let (made, time) = cost(1000, || upstreams.checkout_for_test(&c, &host, get_shared()));
+            println!("{policy}: checkout and release {time} ns");
+            assert_eq!(made, 0, "{policy}");
+        }
+    });
+}
+
+fn get_shared() -> &'static RequestHead {
+    thread_local! {
+        static REQUEST: &'static RequestHead = Box::leak(Box::new(get()));
+    }
+    REQUEST.with(|r| *r)
 }
