@@ -2,7 +2,7 @@
 CARGO ?= cargo
 LAB = istio-compat/lab
 
-.PHONY: demo build test e2e bench lint fuzz tools
+.PHONY: demo build test e2e bench lint advisories fuzz
 
 build:            ## the release binary: target/release/nuncio
 	$(CARGO) build --release --locked -p nuncio
@@ -17,7 +17,10 @@ test:             ## every test that needs nothing but Rust
 lint:             ## formatting, clippy, dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --workspace --all-targets -q -- -D warnings
-	$(CARGO) deny --log-level error check
+	$(CARGO) deny --log-level error check bans licenses sources
+
+advisories:       ## known vulnerabilities; needs the RustSec database from the network
+	$(CARGO) deny --log-level error check advisories
 
 e2e: build        ## the mesh: real istiod, Kubernetes API, pilot-agent (root, Go, Debian packages; see docs/testing.md)
 	tests/need mesh
