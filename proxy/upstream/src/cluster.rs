@@ -335,6 +335,10 @@ impl Cluster {
         let stats = local.as_ref().map(|_| &self.stats().lb);
         let view = Arc::new(View::build(epoch, self.endpoints.load_full(), &self.spec.lb, local.as_deref(), stats));
         self.view.store(Some(view.clone()));
+        if let Some(stats) = self.stats.get() {
+            let heaviest = view.endpoints.hosts().map(|h| h.weight()).max().unwrap_or(0);
+            stats.lb.max_host_weight.set(i64::from(heaviest));
+        }
         drop(building);
         view
     }
@@ -565,6 +569,8 @@ impl Cluster {
         }
     }
     /// Codec options with this cluster's counters.
+    // The codecs may count more one day.
+    #[allow(clippy::needless_update)]
     pub(crate) fn codec(&self) -> &Arc<ClientOptions> {
         self.codec.get_or_init(|| {
             let http = &self.spec.http;

@@ -203,12 +203,15 @@ impl Socket {
     }
 }
 
+/// Keys and values that metadata must hold.
+pub(crate) type Criteria = Box<[(Box<str>, Value)]>;
+
 /// One `transport_socket_matches` entry; the cluster's own socket is entry 0 and matches by default.
 #[derive(Debug)]
 pub(crate) struct TransportMatch {
     pub name: Box<str>,
     /// All of these must be in the endpoint's `envoy.transport_socket_match` metadata.
-    pub criteria: Box<[(Box<str>, Value)]>,
+    pub criteria: Criteria,
     pub socket: Socket,
 }
 

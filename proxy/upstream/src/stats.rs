@@ -155,7 +155,7 @@ pub struct ClusterStats {
 #[derive(Debug, Default)]
 struct Zones {
     first: [OnceLock<Box<Zone>>; 4],
-    more: Mutex<Vec<Box<Zone>>>,
+    more: Mutex<Vec<Zone>>,
 }
 
 #[derive(Debug)]
@@ -167,11 +167,11 @@ struct Zone {
 }
 
 impl Zone {
-    fn new(scope: &Scope, from: &str, to: &str) -> Box<Self> {
+    fn new(scope: &Scope, from: &str, to: &str) -> Self {
         let prefix = format!("zone.{from}.{to}.").into_boxed_str();
         let scope = scope.scope(&prefix);
         let responses = Responses { codes: CodeStats::new(&scope), time: scope.histogram("upstream_rq_time") };
-        Box::new(Self { from: from.into(), to: to.into(), prefix, responses })
+        Self { from: from.into(), to: to.into(), prefix, responses }
     }
     fn is(&self, from: &str, to: &str) -> bool {
         *self.to == *to && *self.from == *from
@@ -181,7 +181,7 @@ impl Zone {
 impl Zones {
     fn with(&self, scope: &Scope, (from, to): (&str, &str), run: impl FnOnce(&Zone)) {
         for slot in &self.first {
-            let zone = slot.get_or_init(|| Zone::new(scope, from, to));
+            let zone = slot.get_or_init(|| Box::new(Zone::new(scope, from, to)));
             if zone.is(from, to) {
                 return run(zone);
             }

@@ -28,7 +28,7 @@ pub(super) fn compile(proto: &pb::Cluster, at: &At<'_>, cx: &mut ClusterCx<'_>) 
         typed_extension_protocol_options: proto.typed_extension_protocol_options.clone(),
         max_requests_per_connection: proto.max_requests_per_connection,
         upstream_http_protocol_options: proto.upstream_http_protocol_options.clone(),
-        common_http_protocol_options: proto.common_http_protocol_options.clone(),
+        common_http_protocol_options: proto.common_http_protocol_options,
         http_protocol_options: proto.http_protocol_options.clone(),
         http2_protocol_options: proto.http2_protocol_options.clone(),
         protocol_selection: proto.protocol_selection,

@@ -222,7 +222,7 @@ fn ring(min: Option<u64>, max: Option<u64>, murmur: bool, at: &At<'_>, cx: &mut 
 
 fn maglev(size: Option<u64>, at: &At<'_>, cx: &mut ClusterCx<'_>) -> LbKind {
     let table_size = size.unwrap_or(MAGLEV);
-    let prime = table_size >= 2 && (2..).take_while(|d| d * d <= table_size).all(|d| table_size % d != 0);
+    let prime = table_size >= 2 && (2..).take_while(|d| d * d <= table_size).all(|d| !table_size.is_multiple_of(d));
     if table_size > 5_000_011 || !prime {
         cx.report.error(&at.field("table_size"), table_size.to_string(), "a prime of at most 5000011");
         return LbKind::Maglev { table_size: MAGLEV };

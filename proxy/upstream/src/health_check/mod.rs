@@ -7,11 +7,11 @@ mod session;
 pub(crate) use session::run;
 
 use crate::compile::{duration, ignore, positive, refuse};
+use crate::spec::Criteria;
 use http::{HeaderName, HeaderValue, Method};
 use nuncio_core::diag::{At, Report};
 use nuncio_core::{ByteStr, Headers};
 use nuncio_matcher::StringMatcher;
-use nuncio_proto::Value;
 use nuncio_proto::envoy::config::core::v3::health_check::payload::Payload as PayloadKind;
 use nuncio_proto::envoy::config::core::v3::health_check::{GrpcHealthCheck, HealthChecker, HttpHealthCheck, Payload, TcpHealthCheck};
 use nuncio_proto::envoy::config::core::v3::{HeaderValueOption, HealthCheck, ProxyProtocolConfig, RequestMethod};
@@ -40,7 +40,7 @@ pub(crate) struct HealthCheckSpec {
     /// `tls_options.alpn_protocols`.
     pub alpn: Option<Box<[Vec<u8>]>>,
     /// `transport_socket_match_criteria`.
-    pub criteria: Option<Box<[(Box<str>, Value)]>>,
+    pub criteria: Option<Criteria>,
 }
 
 /// What is checked.
@@ -204,7 +204,7 @@ fn http(check: &HttpHealthCheck, at: &At<'_>, report: &mut Report) -> Option<Htt
     };
     let mut expected = ranges(&check.expected_statuses, "expected_statuses", report);
     if expected.is_empty() {
-        expected = [200..201].into();
+        expected = Box::new([std::ops::Range { start: 200, end: 201 }]);
     }
     let at_remove = at.field("request_headers_to_remove");
     let remove = check.request_headers_to_remove.iter().enumerate().filter_map(|(i, name)| {

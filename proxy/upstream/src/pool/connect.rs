@@ -57,7 +57,7 @@ pub(crate) async fn connect(
     info.connection_id = Some(opened.meta.id);
     info.connect_time = Some(began.elapsed());
     let alpn_h2 = info.tls.as_ref().and_then(|t| t.alpn.as_ref()).is_some_and(|alpn| &**alpn == "h2" || &**alpn == "istio-h2");
-    let version = http.then(|| match key.speaks {
+    let version = http.then_some(match key.speaks {
         Speaks::H2 => HttpVersion::Http2,
         Speaks::Auto if alpn_h2 => HttpVersion::Http2,
         _ => HttpVersion::Http11,

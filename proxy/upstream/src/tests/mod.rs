@@ -7,6 +7,7 @@ mod health;
 mod manager;
 mod outlier;
 mod pool;
+mod secure;
 mod weight;
 
 use crate::cluster::{Cluster, ClusterCx};
