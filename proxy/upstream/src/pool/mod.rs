@@ -503,8 +503,10 @@ struct Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let state = std::mem::replace(&mut *self.waiter.state.borrow_mut(), WaitState::Gone);
-        if let WaitState::Ready(Ok(lease)) = state {
-            self.pool.give_back(lease);
+        match state {
+            WaitState::Ready(Ok(lease)) => self.pool.give_back(lease),
+            WaitState::New | WaitState::Waiting(_) => self.pool.cluster.stats().traffic.upstream_rq_cancelled.inc(),
+            WaitState::Ready(Err(_)) | WaitState::Gone => {}
         }
         let mut inner = self.pool.inner.borrow_mut();
         if let Some(at) = inner.waiters.iter().position(|w| Rc::ptr_eq(w, &self.waiter)) {

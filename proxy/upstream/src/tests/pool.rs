@@ -158,6 +158,7 @@ fn giving_up_leaves_no_trace() {
         }
         assert_eq!(c.breakers().default.pending.current(), 0);
         assert_eq!(host.stats.rq_pending_active.load(Ordering::Relaxed), 0);
+        assert_eq!(c.stats().traffic.upstream_rq_cancelled.value(), 3);
         finish(first).await.unwrap();
         assert!(fetch(&c).await.is_ok());
         assert_eq!(server.connections(), 1);
