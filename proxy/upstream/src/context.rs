@@ -2,7 +2,7 @@
 //! on a worker, once per attempt.
 
 use crate::host::Host;
-use nuncio_core::filter_state::{APPLICATION_PROTOCOLS, ApplicationProtocols, FilterState};
+use nuncio_core::filter_state::{APPLICATION_PROTOCOLS, ApplicationProtocols, FilterState, StringState};
 use nuncio_core::{ConnectionInfo, HttpVersion, RequestHead, StreamInfo};
 use nuncio_proto::Struct;
 use std::rc::Rc;
@@ -72,17 +72,25 @@ pub struct OpenOptions<'a> {
 }
 
 impl<'a> OpenOptions<'a> {
-    /// Options with what the stream's filter state asks of the transport socket.
+    /// Options with what the stream's filter state asks of the transport socket: ALPN and SNI. SANs are the caller's to set.
     pub fn from_stream(info: &'a StreamInfo, priority: RoutingPriority) -> Self {
         Self {
             priority,
             downstream_protocol: info.protocol,
             downstream: Some(&info.connection),
             alpn: application_protocols(&info.filter_state),
-            sni: None,
+            sni: server_name(&info.filter_state),
             sans: None,
         }
     }
+}
+
+/// Filter state that names the SNI to send.
+const SERVER_NAME: &str = "envoy.network.upstream_server_name";
+
+/// The SNI that a filter (`set_filter_state`) left in `state`.
+fn server_name(state: &FilterState) -> Option<&str> {
+    state.get_as::<StringState>(SERVER_NAME).map(|s| s.0.as_str()).filter(|s| !s.is_empty())
 }
 
 /// The ALPN override that a filter left in `state`.
