@@ -212,3 +212,71 @@ fn connections_come_back_and_idle_ones_are_reused() {
     }
     assert_eq!(a.connections.load(std::sync::atomic::Ordering::SeqCst), 1);
 }
+
+#[test]
+fn a_websocket_whose_client_does_not_read_is_still_heard() {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (tell, heard) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        stream.write_all(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").unwrap();
+        let mut reader = stream.try_clone().unwrap();
+        // More than all buffers on the way hold: it stops when the client does not read.
+        std::thread::spawn(move || while stream.write_all(&[0; 65536]).is_ok() {});
+        let mut buffer = [0; 100];
+        while let Ok(n @ 1..) = reader.read(&mut buffer) {
+            tell.send(buffer[..n].to_vec()).unwrap();
+        }
+    });
+    let cluster = format!("- {{\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: a, type: STATIC, load_assignment: {{cluster_name: a, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}}}\n");
+    let web = start(&[cluster], TO_A, "");
+    let mut client = Connection::open(web.address).unwrap();
+    client.send(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").unwrap();
+    assert_eq!(client.read(false).unwrap().status, 101);
+    // Everything on the way back has filled up once the gateway takes no more from the upstream.
+    let mut last = 0;
+    eventually("full buffers", || {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = web.gateway.stat("cluster.a.upstream_cx_rx_bytes_total");
+        std::mem::replace(&mut last, now) == now && now > 0
+    });
+    for word in [b"first", b"later"] {
+        client.send(word).unwrap();
+        assert_eq!(heard.recv_timeout(Duration::from_secs(20)).expect("the upstream hears the client"), word);
+    }
+}
+
+#[test]
+fn a_request_goes_on_after_its_response_began_and_while_nobody_reads_that() {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (tell, heard) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut buffer = [0; 4096];
+        assert!(stream.read(&mut buffer).unwrap() > 0);
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n").unwrap();
+        let mut reader = stream.try_clone().unwrap();
+        std::thread::spawn(move || while stream.write_all(&[0; 65536]).is_ok() {});
+        let mut all = 0;
+        while all < 3_000_000 {
+            all += reader.read(&mut buffer).unwrap();
+        }
+        tell.send(all).unwrap();
+    });
+    let cluster = format!("- {{\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: a, type: STATIC, load_assignment: {{cluster_name: a, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}}}\n");
+    let web = start(&[cluster], TO_A, "");
+    let mut client = Connection::open(web.address).unwrap();
+    client.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 3000000\r\n\r\n").unwrap();
+    client.send(&vec![b'x'; 3_000_000]).unwrap();
+    assert!(heard.recv_timeout(Duration::from_secs(20)).is_ok(), "all of it arrived");
+}
