@@ -2,13 +2,17 @@
 //! HTTP client. Blocking and small on purpose: nothing of Nuncio's own code judges Nuncio.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod certs;
 pub mod client;
 pub mod config;
 pub mod gateway;
+pub mod load;
 pub mod upstream;
 
+pub use certs::Authority;
 pub use client::{Connection, Reply, get, request};
 pub use gateway::Gateway;
+pub use load::Load;
 pub use upstream::{Behaviour, Upstream};
 
 use std::net::TcpListener;

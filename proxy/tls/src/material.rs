@@ -176,7 +176,11 @@ pub fn load(source: &DataSource) -> Result<Vec<u8>, String> {
 pub(crate) fn required(source: Option<&DataSource>, at: &At<'_>, report: &mut Report) -> Option<Vec<u8>> {
     let loaded = match source {
         None => Err("it is missing".to_string()),
-        Some(source) => load(source).and_then(|b| if b.is_empty() { Err("it is empty".to_string()) } else { Ok(b) }),
+        Some(source) => load(source).and_then(|bytes| match (bytes.is_empty(), &source.specifier) {
+            (false, _) => Ok(bytes),
+            (true, Some(Specifier::Filename(name))) => Err(format!("`{name}` is empty")),
+            (true, _) => Err("it is empty".to_string()),
+        }),
     };
     loaded.map_err(|why| report.error(at, why, "give a readable data source")).ok()
 }
