@@ -187,6 +187,9 @@ async fn life(args: Args, mut factories: Factories) -> i32 {
     name_listeners(&mut bootstrap);
     let runtime = Runtime::default();
     bootstrap::apply_layers(&layers, &runtime);
+    // Before anything compiles an expression; the default is Envoy's.
+    let limit = runtime.integer("re2.max_program_size.error_level", 100);
+    nuncio_matcher::regex::set_max_program_size(u32::try_from(limit).unwrap_or(u32::MAX));
     let server = Arc::new(Server {
         node,
         stats: store,
