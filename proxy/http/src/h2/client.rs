@@ -1,7 +1,7 @@
 //! The client side of HTTP/2: one connection, driven by its own local task, that carries many streams.
 
 use crate::ClientOptions;
-use crate::h2::io::Io;
+use crate::h2::io::{Heard, Io};
 use crate::h2::keepalive::Pinger;
 use crate::h2::stream::poll_recv;
 use crate::h2::{FRAME_HEADER, convert, stream_error};
@@ -31,6 +31,7 @@ struct Shared {
     streams: Cell<u64>,
     draining: Cell<bool>,
     closed: RefCell<Option<String>>,
+    heard: Rc<Heard>,
     /// End now.
     kill: Cell<bool>,
     /// A stream begins; keep-alive may want to ask first.
@@ -98,7 +99,7 @@ impl Client {
             .await
             .map_err(|error| StreamError::ConnectionClosed(error.to_string()))?;
         let pinger = match h2.keepalive {
-            Some(settings) => connection.ping_pong().map(|pings| Pinger::new(pings, settings, heard)),
+            Some(settings) => connection.ping_pong().map(|pings| Pinger::new(pings, settings, heard.clone())),
             None => None,
         };
         let shared = Rc::new(Shared {
@@ -108,6 +109,7 @@ impl Client {
             streams: Cell::new(0),
             draining: Cell::new(false),
             closed: RefCell::default(),
+            heard,
             kill: Cell::new(false),
             ping: Cell::new(false),
             driver: RefCell::default(),
@@ -126,7 +128,9 @@ impl Client {
         // A handle of its own: `h2` lets each have one stream that waits to be opened.
         let Some(mut send) = shared.send.borrow().clone() else { return Err(StreamError::RemoteRefused) };
         let connect = head.method == http::Method::CONNECT;
-        let (request, protocol) = convert::request_out(head, send.is_extended_connect_protocol_enabled())?;
+        // As Envoy, which never looks: a WebSocket that opens the connection does not wait for the peer to say that it takes one.
+        let extended = send.is_extended_connect_protocol_enabled() || !shared.heard.any.get();
+        let (request, protocol) = convert::request_out(head, extended)?;
         let upgrade = connect || protocol.is_some();
         let bytes = convert::size(request.headers()) + (head.path.len() + head.authority.len() + 64) as u64 + FRAME_HEADER;
         let (response, send) = match send.send_request(request, end && !upgrade) {

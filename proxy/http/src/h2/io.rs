@@ -12,6 +12,8 @@ use tokio::time::Instant;
 /// When something was last received; only kept if somebody asks (`connection_idle_interval`).
 #[derive(Debug, Default)]
 pub struct Heard {
+    /// Something was read: the peer's SETTINGS, which come first.
+    pub any: Cell<bool>,
     pub at: Cell<Option<Instant>>,
     pub wanted: Cell<bool>,
 }
@@ -44,8 +46,11 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Io<IO> {
             return Poll::Ready(Ok(()));
         }
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
-        if read.is_ready() && self.heard.wanted.get() {
-            self.heard.at.set(Some(Instant::now()));
+        if read.is_ready() {
+            self.heard.any.set(true);
+            if self.heard.wanted.get() {
+                self.heard.at.set(Some(Instant::now()));
+            }
         }
         read
     }
