@@ -23,6 +23,10 @@ impl HttpVersion {
             Self::Http3 => "HTTP/3",
         }
     }
+    /// Whether streams share the connection, so that one can end without the others.
+    pub fn is_multiplexed(self) -> bool {
+        self >= Self::Http2
+    }
 }
 
 /// A request without its body. `authority` holds HTTP/1's Host; `headers` never hold `host`.

@@ -70,7 +70,7 @@ impl HcmFactory {
         let early_mutations = early_mutations(proto, at, cx);
         let access_logs = AccessLogs::compile(&proto.access_log, cx.server, &at.field("access_log"), cx.report);
         let identity = compile_identity::identity(proto, at, cx);
-        let options = server_options(proto, at, cx, chain, &scope);
+        let options = server_options(proto, at, cx, chain);
         let local_reply = match &proto.local_reply_config {
             None => Some(LocalReplyConfig::default()),
             Some(config) => local_reply::compile(config, &at.field("local_reply_config"), cx.report),
@@ -275,7 +275,6 @@ fn server_options(
     at: &At<'_>,
     cx: &mut FactoryCx<'_>,
     chain: &ChainCx<'_>,
-    scope: &nuncio_stats::Scope,
 ) -> ServerOptions {
     let common = proto.common_http_protocol_options.unwrap_or_default();
     let common_at = at.field("common_http_protocol_options");
@@ -304,7 +303,7 @@ fn server_options(
             cx.report,
         ),
         tls: chain.tls,
-        stats: codec_stats(scope),
+        stats: codec_stats(&cx.server.stats.root()),
         ..ServerOptions::default()
     };
     if !(1..=8192).contains(&options.max_headers_kb) {
@@ -328,6 +327,8 @@ fn codec_stats(scope: &nuncio_stats::Scope) -> CodecStats {
     CodecStats {
         dropped_headers_with_underscores: h1.counter("dropped_headers_with_underscores"),
         requests_rejected_with_underscores_in_headers: h1.counter("requests_rejected_with_underscores_in_headers"),
+        h2_dropped_headers_with_underscores: h2.counter("dropped_headers_with_underscores"),
+        h2_requests_rejected_with_underscores_in_headers: h2.counter("requests_rejected_with_underscores_in_headers"),
         header_overflow: h2.counter("header_overflow"),
         keepalive_timeout: h2.counter("keepalive_timeout"),
         rx_reset: h2.counter("rx_reset"),

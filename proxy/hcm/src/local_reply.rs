@@ -102,17 +102,21 @@ fn body_format(proto: &SubstitutionFormatString, at: &At<'_>, report: &mut Repor
     Some(BodyFormat { formatter, content_type })
 }
 
-/// Puts `reply` into the exchange as its response.
-pub fn install(config: &LocalReplyConfig, runtime: &Runtime, ex: &mut Exchange, reply: LocalReply) {
+/// Puts `reply` into the exchange as its response. `headed`: there is a request that formats may show.
+pub fn install(config: &LocalReplyConfig, runtime: &Runtime, ex: &mut Exchange, reply: LocalReply, headed: bool) {
     let LocalReply { mut status, mut body, details, flags, headers, grpc_status } = reply;
     ex.info.flags.set(flags);
     ex.info.details = Some(details);
     ex.info.response_code = status;
     let mut head = ResponseHead::new(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR));
     head.headers = headers;
-    let mapper = config.mappers.iter().find(|m| m.filter.passes(&context(ex, &head, &body), runtime));
+    let mapper = config.mappers.iter().find(|m| m.filter.passes(&context(ex, &head, &body, headed), runtime));
     let mut content_type = HeaderValue::from_static("text/plain");
+    let before = body.clone();
     if let Some(mapper) = mapper {
+        let mut added = std::mem::take(&mut head.headers);
+        mapper.headers.apply(&mut added, &context(ex, &head, &body, headed));
+        head.headers = added;
         if let Some(mapped) = mapper.status {
             status = mapped;
             ex.info.response_code = mapped;
@@ -121,13 +125,10 @@ pub fn install(config: &LocalReplyConfig, runtime: &Runtime, ex: &mut Exchange, 
         if let Some(mapped) = &mapper.body {
             body = mapped.clone();
         }
-        let mut added = std::mem::take(&mut head.headers);
-        mapper.headers.apply(&mut added, &context(ex, &head, &body));
-        head.headers = added;
     }
     if let Some(format) = mapper.and_then(|m| m.format.as_ref()).or(config.format.as_ref()) {
         let mut text = String::new();
-        format.formatter.format(&context(ex, &head, &body), &mut text);
+        format.formatter.format(&context(ex, &head, &body, headed), &mut text);
         body = text.into();
         content_type = format.content_type.clone();
     }
@@ -139,7 +140,8 @@ pub fn install(config: &LocalReplyConfig, runtime: &Runtime, ex: &mut Exchange, 
             head.headers.remove(&header::CONTENT_TYPE);
         } else {
             head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-            if !head.headers.contains(&header::CONTENT_TYPE) {
+            // A body that was rewritten is no longer what the type was said of.
+            if !head.headers.contains(&header::CONTENT_TYPE) || body != before {
                 head.headers.insert(header::CONTENT_TYPE, content_type);
             }
         }
@@ -177,9 +179,9 @@ fn percent_encode(message: &[u8]) -> ByteStr {
     out.into()
 }
 
-fn context<'a>(ex: &'a Exchange, head: &'a ResponseHead, body: &'a [u8]) -> FormatContext<'a> {
+fn context<'a>(ex: &'a Exchange, head: &'a ResponseHead, body: &'a [u8], headed: bool) -> FormatContext<'a> {
     FormatContext {
-        request: Some(&ex.request),
+        request: headed.then_some(&ex.request),
         response: Some(head),
         local_reply_body: std::str::from_utf8(body).unwrap_or_default(),
         ..FormatContext::new(&ex.info)

@@ -19,8 +19,8 @@ pub enum Normalized {
     Same,
     /// The path to use instead.
     Changed(String),
-    /// Refuse with 400 `path_normalization_failed`.
-    Reject,
+    /// Refuse with 400 `path_normalization_failed`; logs show this path.
+    Reject(Option<String>),
     /// Redirect with 307 to this path.
     Redirect(String),
 }
@@ -40,7 +40,7 @@ impl PathPolicy {
             && has_escaped_slash(only)
         {
             match self.escaped_slashes {
-                Escaped::RejectRequest => return Normalized::Reject,
+                Escaped::RejectRequest => return Normalized::Reject(Some(unescape_slashes(only) + rest)),
                 Escaped::UnescapeAndRedirect => redirect = true,
                 _ => {}
             }
@@ -49,7 +49,7 @@ impl PathPolicy {
         if self.normalize && needs_canonical(&current) {
             match canonical(&current) {
                 Some(path) => current = path.into(),
-                None => return Normalized::Reject,
+                None => return Normalized::Reject(None),
             }
         }
         if self.merge_slashes && current.contains("//") {
@@ -112,7 +112,7 @@ fn needs_canonical(path: &str) -> bool {
 }
 
 /// The canonical path as the URL standard has it and Envoy's canonicaliser does: backslash is slash, unreserved characters
-/// are unescaped, unsafe ones escaped, dot segments resolved. None for an escaped NUL or a broken escape.
+/// are unescaped, unsafe ones escaped, dot segments resolved, broken escapes kept. None for an escaped NUL.
 fn canonical(path: &str) -> Option<String> {
     let mut flat: Vec<u8> = Vec::with_capacity(path.len());
     let bytes = path.as_bytes();
@@ -122,14 +122,15 @@ fn canonical(path: &str) -> Option<String> {
             b'%' => {
                 let code = bytes.get(i + 1..i + 3).and_then(|h| std::str::from_utf8(h).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
                 match code {
-                    Some(0) | None => return None,
+                    Some(0) => return None,
                     Some(c) if c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_' | b'~') => flat.push(c),
                     Some(_) => flat.extend_from_slice(bytes.get(i..i + 3).unwrap_or_default()),
+                    None => flat.push(b),
                 }
-                i += 2;
+                i += if code.is_some() { 2 } else { 0 };
             }
             b'\\' => flat.push(b'/'),
-            b'"' | b'<' | b'>' | b'`' | b'{' | b'}' | b' ' => escape(b, &mut flat),
+            b'"' | b'<' | b'>' | b'`' | b'{' | b'}' | b'|' | b'^' | b' ' => escape(b, &mut flat),
             _ if b < b' ' || b >= 0x7f => escape(b, &mut flat),
             _ => flat.push(b),
         }
@@ -207,17 +208,19 @@ mod tests {
     }
 
     #[test]
-    fn broken_escapes_are_refused() {
-        for path in ["/%", "/%zz", "/a%0", "/%00"] {
-            assert_eq!(ALL.apply(path), Normalized::Reject, "{path}");
+    fn broken_escapes_stay_and_nul_is_refused() {
+        for path in ["/%", "/%zz", "/a%0"] {
+            assert_eq!(ALL.apply(path), Normalized::Same, "{path}");
         }
+        assert_eq!(ALL.apply("/%00"), Normalized::Reject(None));
+        assert_eq!(ALL.apply("/|^"), changed("/%7C%5E"));
     }
 
     #[test]
     fn escaped_slashes_follow_the_action() {
         let with = |escaped_slashes| PathPolicy { normalize: false, merge_slashes: false, escaped_slashes };
         assert_eq!(with(Escaped::KeepUnchanged).apply("/a%2fb"), Normalized::Same);
-        assert_eq!(with(Escaped::RejectRequest).apply("/a%5Cb"), Normalized::Reject);
+        assert_eq!(with(Escaped::RejectRequest).apply("/a%5Cb"), Normalized::Reject(Some("/a\\b".to_string())));
         assert_eq!(with(Escaped::UnescapeAndForward).apply("/a%2fb%5c?%2f"), changed("/a/b\\?%2f"));
         assert_eq!(with(Escaped::UnescapeAndRedirect).apply("/a%2Fb"), Normalized::Redirect("/a/b".to_string()));
     }

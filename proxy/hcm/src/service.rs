@@ -14,7 +14,7 @@ use nuncio_core::{Body, ByteStr, ConnectionInfo, Exchange, HttpVersion, LocalRep
 use nuncio_http::{ConnControl, Malformed, Request, Response, Service};
 use nuncio_listener::DrainWatch;
 use nuncio_route::{RouteEntry, RouteInput, RouteMatch};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
@@ -29,13 +29,15 @@ pub struct HttpConnection {
     info: Rc<ConnectionInfo>,
     control: Rc<ConnControl>,
     drain: DrainWatch,
+    /// The current HTTP/1 request has waited for something, so that the codec could read its body meanwhile.
+    suspended: Cell<bool>,
 }
 
 impl HttpConnection {
     /// A connection with the slot's current configuration.
     pub fn new(slot: Arc<HcmSlot>, info: Rc<ConnectionInfo>, control: Rc<ConnControl>, drain: DrainWatch) -> Self {
         let config = RefCell::new(Rc::new(slot.load()));
-        Self { slot, config, info, control, drain }
+        Self { slot, config, info, control, drain, suspended: Cell::new(false) }
     }
 
     /// The newest configuration: a change of routes or filters applies to the next request of a living connection.
@@ -51,12 +53,14 @@ impl HttpConnection {
         self.info.requests.set(self.info.requests.get() + 1);
         let mut info = StreamInfo::new(self.info.clone(), Some(head.version));
         info.request_header_bytes = head.headers.byte_size() as u64;
+        let has_body = !matches!(body, Body::Empty);
         let body = MeteredBody::wrap(body, &info.request_meter);
         let complete = !matches!(body, Body::Stream(_));
         if complete {
             info.last_downstream_rx = Some(info.elapsed());
         }
         let mut active = Active::new(Box::new(Exchange::new(head, body, info)), config.clone());
+        active.has_body = has_body;
         let mut streams = router::Streams { informational, control: stream, upgrade: None };
         if let Some(reply) = self.admit(&mut active, upgrade, &mut streams) {
             return self.reply(active, *reply);
@@ -74,30 +78,39 @@ impl HttpConnection {
     fn admit(&self, active: &mut Active, upgrade: Option<Body>, streams: &mut router::Streams) -> Option<Box<LocalReply>> {
         let config = active.config.clone();
         let ex = &mut *active.ex;
-        if ex.request.authority.is_empty() && ex.request.version != HttpVersion::Http10 {
+        // HTTP/1's codec tells an empty Host from none.
+        if ex.request.authority.is_empty() && ex.request.version.is_multiplexed() {
             return refuse(400, "", "missing_host_header");
         }
         if ex.request.path.is_empty() && ex.request.method != Method::CONNECT {
             return refuse(404, "", "missing_path_rejected");
         }
-        if !ex.request.path.is_empty() && !ex.request.path.starts_with('/') && ex.request.path != "*" {
+        if !ex.request.path.is_empty() && !ex.request.path.starts_with('/') {
             config.stats.downstream_rq_non_relative_path.inc();
             return refuse(404, "", "absolute_path_rejected");
         }
+        if ex.request.method.as_str() == "QUERY" && !ex.request.headers.contains(&header::CONTENT_TYPE) {
+            return refuse(400, "", "query_missing_content_type");
+        }
         if config.reject_fragment && ex.request.path.contains('#') {
-            return refuse(400, "", "path_with_fragment_rejected");
+            config.stats.downstream_rq_failed_path_normalization.inc();
+            return refuse(400, "", "path_normalization_failed");
         }
         match config.path.apply(&ex.request.path) {
             Normalized::Same => {}
             Normalized::Changed(path) => ex.request.path = path.into(),
-            Normalized::Reject => {
+            Normalized::Reject(path) => {
+                if let Some(path) = path {
+                    ex.request.path = path.into();
+                }
                 config.stats.downstream_rq_failed_path_normalization.inc();
                 return refuse(400, "", "path_normalization_failed");
             }
             Normalized::Redirect(path) => {
                 config.stats.downstream_rq_redirected_with_normalized_path.inc();
                 let mut reply = LocalReply::new(307, "", "path_normalization_failed");
-                reply.headers.insert(header::LOCATION, HeaderValue::try_from(path).ok()?);
+                reply.headers.insert(header::LOCATION, HeaderValue::try_from(path.as_str()).ok()?);
+                ex.request.path = path.into();
                 return Some(Box::new(reply));
             }
         }
@@ -131,9 +144,19 @@ impl HttpConnection {
     }
 
     fn reply(&self, mut active: Active, reply: LocalReply) -> Response {
+        if reply.status == 0 {
+            // Nobody is there to read a reply.
+            return Response::reset(0);
+        }
         let config = active.config.clone();
-        local_reply::install(&config.local_reply, &config.server.runtime, &mut active.ex, reply);
-        self.respond(active)
+        // A bad request may have been read wrongly, and so may be what follows it (`ActiveStream::onLocalReply`).
+        let close = reply.status == 400
+            && !active.ex.request.version.is_multiplexed()
+            && !config.options.h1.stream_error_on_invalid_http_message;
+        local_reply::install(&config.local_reply, &config.server.runtime, &mut active.ex, reply, true);
+        let mut response = self.respond(active);
+        response.close |= close;
+        response
     }
 
     /// The response phase: filters, Envoy's response headers, connection fate.
@@ -151,18 +174,24 @@ impl HttpConnection {
         ex.info.response_code = head.status.as_u16();
         ex.info.response_header_bytes = head.headers.byte_size() as u64;
         ex.info.first_downstream_tx = Some(ex.info.elapsed());
-        if ex.info.last_downstream_rx.is_none() && ex.info.request_meter.last.get().is_none() {
+        // As Envoy, which reads the body after the head: what is answered at once is answered before the body.
+        let early = active.has_body && !self.suspended.get() && !ex.request.version.is_multiplexed();
+        if early {
+            ex.info.request_meter.bytes.set(0);
+            ex.info.last_downstream_rx = None;
+        }
+        if early || ex.info.last_downstream_rx.is_none() && ex.info.request_meter.last.get().is_none() {
             config.stats.downstream_rq_response_before_rq_complete.inc();
         }
-        let close = self.drain.should_close();
-        if close && !self.control.is_draining() {
+        let drained = self.drain.should_close();
+        if drained && !self.control.is_draining() {
             config.stats.downstream_cx_drain_close.inc();
         }
         // Formatters and completion callbacks read the response after the codec took its head.
         if config.filters.needs(Needs::COMPLETE) || !config.access_logs.is_empty() {
             ex.response = Some(head.clone());
         }
-        Response { head, body: active.into_body(), close, reset: None }
+        Response { head, body: active.into_body(), close: drained || early, reset: None }
     }
 
     fn response_headers(&self, config: &HcmConfig, ex: &mut Exchange, head: &mut ResponseHead) {
@@ -195,27 +224,36 @@ impl Service for HttpConnection {
     async fn call(self: Rc<Self>, request: Request) -> Response {
         let control = request.stream.clone();
         let this = self.clone();
+        self.suspended.set(false);
         let mut work = pin!(async move { this.handle(request).await });
         // The codec keeps this future when the client goes away; dropping the work ends its exchange and its upstream.
         poll_fn(|cx| match work.as_mut().poll(cx) {
             Poll::Ready(response) => Poll::Ready(response),
-            Poll::Pending => control.poll_closed(cx).map(|()| Response::reset(0)),
+            Poll::Pending => {
+                self.suspended.set(true);
+                control.poll_closed(cx).map(|()| Response::reset(0))
+            }
         })
         .await
     }
 
     fn malformed(&self, error: &Malformed) -> Response {
         let config = self.config();
-        config.stats.downstream_cx_protocol_error.inc();
-        let head = error.head.as_deref().cloned().unwrap_or_else(|| RequestHead::new(Method::GET, "", ""));
-        let mut info = StreamInfo::new(self.info.clone(), Some(head.version));
-        info.flags.set(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+        let head = error.head.as_deref().cloned();
+        let headless = head.is_none();
+        let head = head.unwrap_or_else(|| RequestHead::new(Method::GET, "", ""));
+        let info = StreamInfo::new(self.info.clone(), Some(head.version));
         let mut active = Active::new(Box::new(Exchange::new(head, Body::Empty, info)), config.clone());
-        let text = error.status.canonical_reason().unwrap_or_default();
-        local_reply::install(&config.local_reply, &config.server.runtime, &mut active.ex, LocalReply::new(error.status.as_u16(), text, error.details));
-        let mut response = self.respond(active);
-        response.close = true;
-        response
+        active.headless = headless;
+        // A head that could be read is refused by the connection manager's own checks, which say nothing.
+        let text = if headless { nuncio_http::reason_phrase(error.status) } else { "" };
+        local_reply::install(&config.local_reply, &config.server.runtime, &mut active.ex, LocalReply::new(error.status.as_u16(), text, error.details), !headless);
+        // Set when the connection ends, so that the reply's formats do not show it.
+        if headless {
+            config.stats.downstream_cx_protocol_error.inc();
+            active.ex.info.flags.set(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
+        }
+        self.respond(active)
     }
 }
 
@@ -247,6 +285,9 @@ pub fn resolve_route(config: &HcmConfig, ex: &mut Exchange) {
                 Some(slot) => slot.get(),
                 None => entry.cluster_for(&ex.request).and_then(|slot| slot.get()),
             };
+            if ex.cluster.is_some() {
+                ex.info.upstream_mut().cluster.clone_from(&ex.cluster);
+            }
             ex.route = Some(entry);
         }
         RouteMatch::NotFound => {}

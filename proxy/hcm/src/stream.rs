@@ -19,6 +19,10 @@ pub struct Active {
     pub config: LocalConfig,
     /// Filled by the upstream's body at its end.
     pub upstream_meter: Option<Rc<UpstreamMeter>>,
+    /// The codec refused the request before its head was whole: logs show no request.
+    pub headless: bool,
+    /// The request has a body.
+    pub has_body: bool,
     outcome: Outcome,
 }
 
@@ -36,7 +40,7 @@ impl Active {
     /// Begins a stream.
     pub fn new(ex: Box<Exchange>, config: LocalConfig) -> Self {
         config.stats.request(ex.request.version);
-        Self { ex, config, upstream_meter: None, outcome: Outcome::Open }
+        Self { ex, config, upstream_meter: None, headless: false, has_body: false, outcome: Outcome::Open }
     }
 
     /// Turns the finished response phase into the body that the codec pulls.
@@ -79,7 +83,11 @@ impl Active {
             self.config.filters.on_complete(ex);
         }
         if !self.config.access_logs.is_empty() {
-            self.config.access_logs.log(&FormatContext::exchange(ex).of_type(AccessLogType::DownstreamEnd));
+            let mut context = FormatContext::exchange(ex).of_type(AccessLogType::DownstreamEnd);
+            if self.headless {
+                context.request = None;
+            }
+            self.config.access_logs.log(&context);
         }
     }
 }

@@ -123,11 +123,13 @@ impl Default for H2Options {
     }
 }
 
-/// Counters of the codecs (`http1.*` and `http2.*` under the owner's prefix). The default ones count nothing.
+/// Counters of the codecs: `http1.*` and `http2.*`, of the whole process or under a cluster. The default ones count nothing.
 #[derive(Clone, Debug, Default)]
 pub struct CodecStats {
     pub dropped_headers_with_underscores: Counter,
     pub requests_rejected_with_underscores_in_headers: Counter,
+    pub h2_dropped_headers_with_underscores: Counter,
+    pub h2_requests_rejected_with_underscores_in_headers: Counter,
     /// HTTP/2: header list over the limits.
     pub header_overflow: Counter,
     pub keepalive_timeout: Counter,
@@ -192,7 +194,7 @@ impl Default for ServerOptions {
 pub struct ClientOptions {
     pub h1: H1Options,
     pub h2: H2Options,
-    /// Largest response head in KiB (`max_response_headers_kb`). Default 60.
+    /// Largest response head in KiB (`max_response_headers_kb`). Default 80.
     pub max_headers_kb: u32,
     /// Most header fields of a response. Default 100.
     pub max_headers_count: u32,
@@ -204,7 +206,7 @@ impl Default for ClientOptions {
         Self {
             h1: H1Options::default(),
             h2: H2Options::default(),
-            max_headers_kb: 60,
+            max_headers_kb: 80,
             max_headers_count: 100,
             stats: CodecStats::default(),
         }

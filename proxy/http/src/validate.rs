@@ -56,7 +56,6 @@ pub fn is_known_method(method: &[u8]) -> bool {
         b"MKCALENDAR",
         b"MKCOL",
         b"MOVE",
-        b"M-SEARCH",
         b"NOTIFY",
         b"PROPFIND",
         b"PROPPATCH",

@@ -21,7 +21,7 @@ pub fn cookie<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {
         let text = std::str::from_utf8(value.as_bytes()).ok()?;
         text.split(';').find_map(|pair| {
             let (key, value) = pair.split_once('=')?;
-            (key.trim_ascii() == name).then(|| unquoted(value.trim_ascii()))
+            (key.trim_ascii_start() == name).then(|| unquoted(value.trim_ascii()))
         })
     })
 }

@@ -60,6 +60,10 @@ impl DirectResponse {
             }
         }
     }
+    /// Whether a body format makes the body.
+    pub fn is_formatted(&self) -> bool {
+        self.format.is_some()
+    }
     /// Content type of the body.
     pub fn content_type(&self) -> &str {
         self.format.as_ref().map_or("text/plain", Formatter::content_type)

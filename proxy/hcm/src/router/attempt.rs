@@ -20,13 +20,20 @@ pub struct Try {
     pub service_time: Duration,
 }
 
-/// How an attempt ended.
+/// How an attempt ended; with the stream, if there was one, for what logs say of it.
 pub enum End {
     Response(Box<Try>),
     /// The upstream failed. `processed` is false if it cannot have seen the request.
+    Upstream { error: StreamError, processed: bool, stream: Option<Box<UpstreamStream>> },
+    Deadline(Deadline, Option<Box<UpstreamStream>>),
+    /// The client failed.
+    Downstream(StreamError),
+}
+
+/// Why a stream gave no response.
+enum Failed {
     Upstream { error: StreamError, processed: bool },
     Deadline(Deadline),
-    /// The client failed.
     Downstream(StreamError),
 }
 
@@ -60,12 +67,12 @@ impl Attempt<'_> {
         };
         let mut complete = self.pump.received_all();
         let mut sending = true;
-        poll_fn(|cx| {
+        let end = poll_fn(|cx| {
             if sending {
                 match self.pump.poll(&mut stream, cx) {
                     Poll::Pending => {}
                     Poll::Ready(Ok(())) => sending = false,
-                    Poll::Ready(Err(PumpError::Downstream(error))) => return Poll::Ready(Err(End::Downstream(error))),
+                    Poll::Ready(Err(PumpError::Downstream(error))) => return Poll::Ready(Err(Failed::Downstream(error))),
                     // The response may be there all the same: the upstream may refuse a body and say why.
                     Poll::Ready(Err(PumpError::Upstream(_))) => sending = false,
                 }
@@ -87,15 +94,20 @@ impl Attempt<'_> {
                     Poll::Ready(Err(error)) => {
                         let processed = stream.bytes_written() > 0 && error != StreamError::RemoteRefused;
                         let reused = stream.is_reused() && stream.bytes_read() == 0 && matches!(error, StreamError::ConnectionClosed(_));
-                        return Poll::Ready(Err(End::Upstream { processed: processed && !(reused && self.is_safe()), error }));
+                        return Poll::Ready(Err(Failed::Upstream { processed: processed && !(reused && self.is_safe()), error }));
                     }
                     Poll::Pending => break,
                 }
             }
-            self.deadlines.poll(cx).map(|which| Err(End::Deadline(which)))
+            self.deadlines.poll(cx).map(|which| Err(Failed::Deadline(which)))
         })
-        .await
-        .map_or_else(|end| end, |head| End::Response(Box::new(Try { head, stream, service_time: began.elapsed() })))
+        .await;
+        match end {
+            Ok(head) => End::Response(Box::new(Try { head, stream, service_time: began.elapsed() })),
+            Err(Failed::Upstream { error, processed }) => End::Upstream { error, processed, stream: Some(Box::new(stream)) },
+            Err(Failed::Deadline(which)) => End::Deadline(which, Some(Box::new(stream))),
+            Err(Failed::Downstream(error)) => End::Downstream(error),
+        }
     }
 
     /// Waits for a stream, no longer than the deadlines allow.
@@ -104,8 +116,8 @@ impl Attempt<'_> {
         let deadlines = &mut *self.deadlines;
         poll_fn(|cx| match open.as_mut().poll(cx) {
             Poll::Ready(Ok(stream)) => Poll::Ready(Ok(stream)),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(End::Upstream { error, processed: false })),
-            Poll::Pending => deadlines.poll(cx).map(|which| Err(End::Deadline(which))),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(End::Upstream { error, processed: false, stream: None })),
+            Poll::Pending => deadlines.poll(cx).map(|which| Err(End::Deadline(which, None))),
         })
         .await
     }

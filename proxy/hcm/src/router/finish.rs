@@ -29,9 +29,26 @@ pub fn charge(cluster: &Arc<Cluster>, config: &HcmConfig, request: &RequestHead,
     stats.charge_time(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX), &how);
 }
 
+/// Counts what the proxy answers itself for a cluster (`Router::Filter::chargeUpstreamAbort`).
+pub fn charge_reply(cluster: &Arc<Cluster>, config: &HcmConfig, request: &RequestHead, host: Option<&Arc<Host>>, status: u16) {
+    if !config.router.dynamic_stats {
+        return;
+    }
+    let canary = host.is_some_and(|h| h.canary());
+    cluster.stats().charge_response(status, &Charge { internal: request.headers.contains(&X_ENVOY_INTERNAL), canary, zones: None });
+}
+
 /// Keeps what formatters ask of the upstream connection.
 pub fn note_upstream(info: &mut StreamInfo, stream: &UpstreamStream) {
     let now = info.elapsed();
+    note_connection(info, stream);
+    let upstream = info.upstream_mut();
+    upstream.first_rx = Some(now);
+    upstream.last_rx = Some(now);
+}
+
+/// Keeps what is known of the connection as soon as there is a stream.
+pub fn note_connection(info: &mut StreamInfo, stream: &UpstreamStream) {
     let facts = stream.info();
     let upstream = info.upstream_mut();
     upstream.local.clone_from(&facts.local);
@@ -42,6 +59,4 @@ pub fn note_upstream(info: &mut StreamInfo, stream: &UpstreamStream) {
     upstream.connection_streams = facts.connection_streams;
     upstream.connect_time = facts.connect_time;
     upstream.filter_state = facts.filter_state.clone();
-    upstream.first_rx = Some(now);
-    upstream.last_rx = Some(now);
 }

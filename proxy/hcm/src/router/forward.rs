@@ -99,7 +99,16 @@ pub async fn forward(active: &mut Active, streams: &mut Streams, entry: &RouteEn
         hash,
         guard: None,
     };
-    let response = this.attempts(streams).await?;
+    let response = match this.attempts(streams).await {
+        Ok(response) => response,
+        Err(reply) => {
+            // As Envoy, which counts what it answers for a cluster like what the cluster answers.
+            if reply.status >= 500 {
+                finish::charge_reply(&this.cluster, &config, &this.active.ex.request, this.tried.last(), reply.status);
+            }
+            return Err(reply);
+        }
+    };
     this.finish(response, set_cookies);
     Ok(())
 }
@@ -148,6 +157,7 @@ impl Forwarding<'_> {
     /// Attempts until one gives a response that is final.
     async fn attempts(&mut self, streams: &Streams) -> Result<Try, Box<LocalReply>> {
         loop {
+            self.active.ex.info.attempts += 1;
             let host = self.pick()?;
             let end = self.attempt(&host, streams).await;
             self.tried_priorities.push(host.priority());
@@ -160,7 +170,7 @@ impl Forwarding<'_> {
                         None => return Ok(*response),
                     }
                 }
-                End::Upstream { error, processed } => {
+                End::Upstream { error, processed, .. } => {
                     self.report_reset(&host, &error);
                     let delay = self.retry_after(&Failure::Reset { error: &error, processed });
                     match delay {
@@ -168,7 +178,7 @@ impl Forwarding<'_> {
                         None => (Some(errors::before_response(&error)), std::time::Duration::ZERO),
                     }
                 }
-                End::Deadline(which) => {
+                End::Deadline(which, _) => {
                     self.report_timeout(&host, which);
                     let delay = match which {
                         Deadline::PerTry | Deadline::PerTryIdle => self.retry_after(&Failure::PerTryTimeout),
@@ -246,7 +256,6 @@ impl Forwarding<'_> {
     async fn attempt(&mut self, host: &Arc<Host>, streams: &Streams) -> End {
         let config = self.active.config.clone();
         let ex = &mut *self.active.ex;
-        ex.info.attempts += 1;
         if self.entry.include_request_attempt_count() && !config.router.suppress_envoy_headers {
             ex.request.headers.insert(X_ENVOY_ATTEMPT_COUNT.clone(), HeaderValue::from(ex.info.attempts));
         }
@@ -275,7 +284,12 @@ impl Forwarding<'_> {
             proxy_continue: config.proxy_100_continue,
             start: ex.info.start_instant,
         };
-        let end = run.run(&options).await;
+        let mut end = run.run(&options).await;
+        if let End::Upstream { stream, .. } | End::Deadline(_, stream) = &mut end
+            && let Some(stream) = stream.take()
+        {
+            finish::note_connection(&mut ex.info, &stream);
+        }
         if let End::Upstream { error, .. } = &end {
             ex.info.upstream_mut().failure = errors::transport_reason(error).map(str::to_string);
         }
@@ -436,15 +450,12 @@ fn unseen(failure: &Failure<'_>) -> bool {
     matches!(failure, Failure::Reset { error: StreamError::ConnectionClosed(_), processed: false })
 }
 
+/// The reply to a request whose body broke off; status 0 if the client is gone.
 fn downstream_failed(error: &StreamError) -> Box<LocalReply> {
-    let details = match error {
-        StreamError::Protocol(detail) | StreamError::TooLarge(detail) => *detail,
-        _ => "downstream_remote_disconnect",
+    let (status, body, details) = match error {
+        StreamError::Protocol(detail) => (400, "Bad Request", *detail),
+        StreamError::TooLarge(detail) => (413, "Payload Too Large", *detail),
+        _ => return Box::new(LocalReply::new(0, "", "downstream_remote_disconnect")),
     };
-    let status = if matches!(error, StreamError::TooLarge(_)) { 413 } else { 400 };
-    let flag = match error {
-        StreamError::Protocol(_) | StreamError::TooLarge(_) => ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
-        _ => ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
-    };
-    Box::new(LocalReply::new(status, "", details).flag(flag))
+    Box::new(LocalReply::new(status, body, details).flag(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR))
 }

@@ -19,10 +19,11 @@ pub use upstream_body::UpstreamMeter;
 
 use crate::service::entry;
 use crate::stream::Active;
+use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use nuncio_core::{Body, LocalReply, ResponseFlags, ResponseHead};
 use nuncio_http::{Informational, StreamControl};
-use nuncio_route::Action;
+use nuncio_route::{Action, RouteEntry};
 
 /// The client's side of a stream, apart from its exchange.
 pub struct Streams {
@@ -40,40 +41,41 @@ pub async fn run(active: &mut Active, streams: &mut Streams) -> Result<(), Box<L
         stats.no_route.inc();
         return Err(Box::new(LocalReply::new(404, "", "route_not_found").flag(ResponseFlags::NO_ROUTE_FOUND)));
     };
-    let Some(entry) = entry(&active.ex).map(|_| ()).and(route.as_any().downcast_ref::<nuncio_route::RouteEntry>()) else {
+    let Some(entry) = entry(&active.ex).map(|_| ()).and(route.as_any().downcast_ref::<RouteEntry>()) else {
         return Err(Box::new(LocalReply::new(404, "", "route_not_found").flag(ResponseFlags::NO_ROUTE_FOUND)));
     };
     match entry.action() {
         Action::Redirect(redirect) => {
             stats.rq_redirect.inc();
             let location = redirect.location(&active.ex.request, &active.ex.info);
-            let mut head = ResponseHead::new(StatusCode::from_u16(redirect.status()).unwrap_or(StatusCode::MOVED_PERMANENTLY));
-            if let Ok(location) = HeaderValue::try_from(location) {
-                head.headers.insert(header::LOCATION, location);
-            }
-            entry.finalize_response(&mut head, &active.ex.request, &active.ex.info);
-            active.ex.info.details = Some("direct_response".into());
-            active.ex.response_body = Body::Empty;
-            active.ex.response = Some(head);
-            Ok(())
+            Err(Box::new(answer(active, entry, redirect.status(), Bytes::new(), Some(location), None)))
         }
         Action::DirectResponse(direct) => {
             stats.rq_direct_response.inc();
-            let body = direct.body(&active.ex.request, &active.ex.info);
-            let mut head = ResponseHead::new(StatusCode::from_u16(direct.status()).unwrap_or(StatusCode::OK));
-            if !body.is_empty() {
-                head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-                if let Ok(kind) = HeaderValue::from_str(direct.content_type()) {
-                    head.headers.insert(header::CONTENT_TYPE, kind);
-                }
-            }
-            entry.finalize_response(&mut head, &active.ex.request, &active.ex.info);
-            active.ex.info.details = Some("direct_response".into());
-            active.ex.response_body = if body.is_empty() { Body::Empty } else { Body::Full(body) };
-            active.ex.response = Some(head);
-            Ok(())
+            let (request, info) = (&active.ex.request, &active.ex.info);
+            let body = direct.body(request, info);
+            // As Envoy: a created or moved resource is where it was asked for.
+            let status = direct.status();
+            let location = (status == 201 || (300..400).contains(&status)).then(|| format!("{}://{}{}", request.scheme, request.authority, request.path));
+            let kind = direct.is_formatted().then(|| direct.content_type());
+            Err(Box::new(answer(active, entry, status, body, location, kind)))
         }
         Action::NonForwarding => Err(Box::new(LocalReply::new(404, "", "route_not_found").flag(ResponseFlags::NO_ROUTE_FOUND))),
         Action::Forward(forward) => forward::forward(active, streams, entry, forward).await,
     }
+}
+
+/// A reply that the route itself gives. Its headers come before those of the body, as in `sendLocalReply`.
+fn answer(active: &Active, entry: &RouteEntry, status: u16, body: Bytes, location: Option<String>, content_type: Option<&str>) -> LocalReply {
+    let mut head = ResponseHead::new(StatusCode::from_u16(status).unwrap_or(StatusCode::OK));
+    if let Some(location) = location.and_then(|l| HeaderValue::try_from(l).ok()) {
+        head.headers.insert(header::LOCATION, location);
+    }
+    if let Some(kind) = content_type.and_then(|k| HeaderValue::from_str(k).ok()) {
+        head.headers.insert(header::CONTENT_TYPE, kind);
+    }
+    entry.finalize_response(&mut head, &active.ex.request, &active.ex.info);
+    let mut reply = LocalReply::new(status, body, "direct_response");
+    reply.headers = head.headers;
+    reply
 }

@@ -8,6 +8,7 @@ use crate::h1::encode;
 use crate::h1::head::HeadError;
 use crate::h1::io::{OutBuf, poll_fill};
 use crate::h1::response::{self, Asked, ResponseParser};
+use crate::validate::details;
 use bytes::{Bytes, BytesMut};
 use nuncio_core::{Frame, Headers, RequestHead, ResponseHead, StreamError};
 use std::pin::Pin;
@@ -41,7 +42,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
             Ok(_) => return Poll::Ready(true),
             Err(error) => {
                 self.eof = true;
-                self.failure.get_or_insert_with(|| error.to_string());
+                self.failure.get_or_insert_with(|| failure_text(&error));
             }
         }
         Poll::Ready(false)
@@ -50,13 +51,22 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if let Err(error) = ready!(self.out.poll_flush(&mut self.io, &mut self.written, cx)) {
             self.write_failed = true;
-            self.failure.get_or_insert_with(|| error.to_string());
+            self.failure.get_or_insert_with(|| failure_text(&error));
             self.out.clear();
         }
         Poll::Ready(())
     }
     fn closed(&self) -> StreamError {
         StreamError::ConnectionClosed(self.failure.clone().unwrap_or_default())
+    }
+}
+
+/// What a transport's failure adds to "connection termination": nothing if the peer just went away.
+fn failure_text(error: &std::io::Error) -> String {
+    use std::io::ErrorKind as Kind;
+    match error.kind() {
+        Kind::ConnectionReset | Kind::ConnectionAborted | Kind::BrokenPipe | Kind::UnexpectedEof | Kind::TimedOut => String::new(),
+        _ => error.to_string(),
     }
 }
 
@@ -284,7 +294,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Stream<IO> {
             if conn.eof {
                 // Part of a head is an answer that began: the request was seen.
                 conn.read += conn.buf.len() as u64;
-                let error = conn.closed();
+                let error = if conn.buf.is_empty() || conn.failure.is_some() { conn.closed() } else { StreamError::Protocol(details::CODEC_ERROR) };
                 self.fail();
                 return Poll::Ready(Err(error));
             }
@@ -317,7 +327,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Stream<IO> {
                     self.ended = true;
                     return Poll::Ready(None);
                 }
-                let error = conn.closed();
+                let error = if conn.failure.is_some() { conn.closed() } else { StreamError::Protocol(details::CODEC_ERROR) };
                 self.fail();
                 return Poll::Ready(Some(Err(error)));
             }

@@ -40,8 +40,8 @@ fn put_number(out: &mut Vec<u8>, n: u64) {
 }
 
 /// Writes every field of `headers` that a message may carry end to end, and `length` as content-length at the place of the
-/// map's own, or at the end. With `upgrade`, `connection: upgrade` and `upgrade` stay where they are.
-fn put_fields(out: &mut Vec<u8>, headers: &Headers, format: HeaderKeyFormat, mut length: Option<u64>, upgrade: bool) {
+/// map's own; gives it back if there is none. With `upgrade`, `connection: upgrade` and `upgrade` stay where they are.
+fn put_fields(out: &mut Vec<u8>, headers: &Headers, format: HeaderKeyFormat, mut length: Option<u64>, upgrade: bool) -> Option<u64> {
     let (mut connection, mut protocol) = (upgrade, upgrade);
     for (name, value) in headers.iter() {
         match name.as_str().len() {
@@ -62,12 +62,10 @@ fn put_fields(out: &mut Vec<u8>, headers: &Headers, format: HeaderKeyFormat, mut
         }
         put_field(out, name, value.as_bytes(), headers, format);
     }
-    if let Some(n) = length {
-        put_length(out, n, headers, format);
-    }
     if connection {
         put_field(out, &header::CONNECTION, b"upgrade", headers, format);
     }
+    length
 }
 
 fn put_length(out: &mut Vec<u8>, length: u64, headers: &Headers, format: HeaderKeyFormat) {
@@ -126,7 +124,9 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, end: bool, options: &H1Opt
         Framing::None if declared == Some(0) || !silent => Some(0),
         _ => None,
     };
-    put_fields(out, &head.headers, format, length, upgrade);
+    if let Some(n) = put_fields(out, &head.headers, format, length, upgrade) {
+        put_length(out, n, &head.headers, format);
+    }
     if framing == Framing::Chunked {
         put_field(out, &header::TRANSFER_ENCODING, b"chunked", &head.headers, format);
     }
@@ -174,15 +174,14 @@ pub fn response(
     let length = match framing {
         Framing::Length(n) => Some(n),
         // What a GET would have had.
-        Framing::None if asked.head || head.status == StatusCode::NOT_MODIFIED => declared,
+        Framing::None if asked.head => declared,
+        Framing::None if head.status == StatusCode::NOT_MODIFIED => Some(declared.unwrap_or(0)),
         _ => None,
     };
-    let length = if head.status == StatusCode::NO_CONTENT || head.status.is_informational() { None } else { length };
+    let lengthless = head.status == StatusCode::NO_CONTENT || head.status.is_informational();
+    let length = if lengthless { None } else { length };
     let switching = after == After::Upgraded && head.status == StatusCode::SWITCHING_PROTOCOLS;
-    put_fields(out, &head.headers, format, length, switching);
-    if framing == Framing::Chunked {
-        put_field(out, &header::TRANSFER_ENCODING, b"chunked", &head.headers, format);
-    }
+    let implied = put_fields(out, &head.headers, format, length, switching);
     match after {
         After::Upgraded => {}
         After::KeepAlive if http10 && framing != Framing::UntilClose => {
@@ -191,6 +190,13 @@ pub fn response(
         After::KeepAlive if !http10 => {}
         _ => put_field(out, &header::CONNECTION, b"close", &head.headers, format),
     }
+    if let Some(n) = implied {
+        put_length(out, n, &head.headers, format);
+    }
+    // As Envoy: a response to HEAD that tells no length would have been chunked.
+    if framing == Framing::Chunked || (asked.head && length.is_none() && !lengthless && !http10) {
+        put_field(out, &header::TRANSFER_ENCODING, b"chunked", &head.headers, format);
+    }
     out.extend_from_slice(b"\r\n");
     framing
 }
@@ -198,7 +204,7 @@ pub fn response(
 /// Appends a 1xx head.
 pub fn informational(out: &mut Vec<u8>, head: &ResponseHead, options: &H1Options) {
     put_status_line(out, head.status, false);
-    put_fields(out, &head.headers, options.header_key_format, None, false);
+    let _ = put_fields(out, &head.headers, options.header_key_format, None, false);
     out.extend_from_slice(b"\r\n");
 }
 
@@ -206,7 +212,7 @@ fn put_status_line(out: &mut Vec<u8>, status: StatusCode, http10: bool) {
     out.extend_from_slice(if http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
     out.extend_from_slice(status.as_str().as_bytes());
     out.push(b' ');
-    out.extend_from_slice(status.canonical_reason().unwrap_or("Unknown").as_bytes());
+    out.extend_from_slice(crate::reason_phrase(status).as_bytes());
     out.extend_from_slice(b"\r\n");
 }
 

@@ -133,11 +133,12 @@ pub fn parse_fields(
         let name = HeaderName::from_bytes(raw.name.as_bytes()).map_err(|_| HeadError::Bad(details::CODEC_ERROR))?;
         // The empty value of httparse need not point into the section.
         let bytes = if raw.value.is_empty() { Bytes::new() } else { head.slice_ref(raw.value) };
+        if let Some(original) = &mut original {
+            // Host too, which does not stay among the headers.
+            original.add(name.clone(), head.slice_ref(raw.name.as_bytes()));
+        }
         if field(&name, &bytes)? {
             let value = HeaderValue::from_maybe_shared(bytes).map_err(|_| HeadError::Bad(details::INVALID_CHARACTERS))?;
-            if let Some(original) = &mut original {
-                original.add(name.clone(), head.slice_ref(raw.name.as_bytes()));
-            }
             headers.append(name, value);
         }
     }

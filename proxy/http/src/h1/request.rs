@@ -33,6 +33,7 @@ pub struct RequestParser {
 impl From<HeadError> for Malformed {
     fn from(error: HeadError) -> Self {
         let (status, details) = match error {
+            HeadError::Bad(details::LOW_VERSION) => (StatusCode::UPGRADE_REQUIRED, details::LOW_VERSION),
             HeadError::Bad(details) => (StatusCode::BAD_REQUEST, details),
             HeadError::TooLarge(details) => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, details),
             HeadError::NotImplemented(details) => (StatusCode::NOT_IMPLEMENTED, details),
@@ -60,7 +61,10 @@ fn request_line<'a>(line: &'a [u8], options: &ServerOptions) -> Result<Line<'a>,
     if !(validate::is_known_method(method) || options.h1.allow_custom_methods && Method::from_bytes(method).is_ok()) {
         return Err(BAD);
     }
-    let space = memchr::memrchr(b' ', rest).ok_or(BAD)?;
+    let Some(space) = memchr::memrchr(b' ', rest) else {
+        // HTTP/0.9 has no version.
+        return Err(if validate::is_valid_target(rest) && rest.starts_with(b"/") { HeadError::Bad(details::LOW_VERSION) } else { BAD });
+    };
     let (target, version) = (rest.get(..space).unwrap_or_default(), rest.get(space + 1..).unwrap_or_default());
     let version = match version {
         b"HTTP/1.1" => HttpVersion::Http11,
@@ -177,7 +181,7 @@ fn parse_head(bytes: &Bytes, options: &ServerOptions) -> Result<ParsedRequest, M
     if head.version == HttpVersion::Http10 {
         if !options.h1.accept_http_10 {
             let status = StatusCode::UPGRADE_REQUIRED;
-            return Err(Malformed { status, details: details::LOW_VERSION, head: Some(Box::new(head)), recoverable: false });
+            return Err(Malformed { status, details: details::LOW_VERSION, head: None, recoverable: false });
         }
         if !has_host && !options.h1.default_host_for_http_10.is_empty() {
             head.authority = options.h1.default_host_for_http_10.clone();

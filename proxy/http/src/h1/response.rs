@@ -75,7 +75,7 @@ fn status_line(line: &[u8]) -> Option<(HttpVersion, StatusCode)> {
     let (code, reason) = rest.split_at_checked(3)?;
     let reason_ok = reason.first().is_none_or(|b| *b == b' ') && reason.iter().all(|b| *b == b'\t' || !b.is_ascii_control());
     let status = StatusCode::from_bytes(code).ok()?;
-    (reason_ok && status.as_u16() < 600).then_some((version, status))
+    reason_ok.then_some((version, status))
 }
 
 fn parse_head(bytes: &Bytes, options: &ClientOptions, asked: Asked) -> Result<ParsedResponse, HeadError> {

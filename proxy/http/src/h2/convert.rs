@@ -139,12 +139,12 @@ fn underscores(headers: &mut Headers, action: HeadersWithUnderscores, stats: &Co
         return Ok(());
     }
     if action == HeadersWithUnderscores::RejectRequest {
-        stats.requests_rejected_with_underscores_in_headers.inc();
+        stats.h2_requests_rejected_with_underscores_in_headers.inc();
         return Err(Refused::Reset(h2::Reason::PROTOCOL_ERROR));
     }
     headers.retain(|name, _| {
         if has(name) {
-            stats.dropped_headers_with_underscores.inc();
+            stats.h2_dropped_headers_with_underscores.inc();
         }
         !has(name)
     });

@@ -9,7 +9,7 @@ use crate::timer::Timer;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header;
+use http::{Method, StatusCode, header};
 use nuncio_core::{Body, BodySource, Frame, ResponseHead, StreamError};
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
@@ -185,6 +185,7 @@ pub async fn serve<S: Service>(
     control.stream_began();
     let mut extended = false;
     let mut connect = false;
+    let mut to_head = false;
     let response = match convert::request_in(parts, &options) {
         Err(Refused::Reset(reason)) => {
             options.stats.tx_reset.inc();
@@ -198,6 +199,7 @@ pub async fn serve<S: Service>(
         Ok(Incoming { head, upgrade, extended: is_extended, bytes }) => {
             shared.rx.set(bytes + FRAME_HEADER);
             (extended, connect) = (is_extended, upgrade && !is_extended);
+            to_head = head.method == Method::HEAD;
             let remaining = head.headers.get(&header::CONTENT_LENGTH).and_then(|v| crate::validate::content_length(v.as_bytes()));
             let end = recv.is_end_stream();
             let source =
@@ -218,7 +220,7 @@ pub async fn serve<S: Service>(
     }
     let accepted =
         (extended && response.head.status == http::StatusCode::SWITCHING_PROTOCOLS) || (connect && response.head.status.is_success());
-    reply(&shared, response, extended, accepted, &options).await;
+    reply(&shared, response, extended, accepted, to_head, &options).await;
     shared.mark_closed();
     shared.open_gate(false);
 }
@@ -249,7 +251,7 @@ async fn call(shared: &Shared, call: impl Future<Output = Response>) -> Response
     .await
 }
 
-async fn reply(shared: &Shared, response: Response, extended: bool, accepted: bool, options: &ServerOptions) {
+async fn reply(shared: &Shared, response: Response, extended: bool, accepted: bool, bodiless: bool, options: &ServerOptions) {
     let Response { head, mut body, reset, .. } = response;
     if shared.closed.get() {
         return;
@@ -260,7 +262,8 @@ async fn reply(shared: &Shared, response: Response, extended: bool, accepted: bo
         shared.respond.borrow_mut().send_reset(Reason::from(code));
         return;
     }
-    let end = body.is_end() && !accepted;
+    let bodiless = !accepted && (bodiless || head.status == StatusCode::NO_CONTENT || head.status == StatusCode::NOT_MODIFIED);
+    let end = (body.is_end() || bodiless) && !accepted;
     let message = convert::response_out(&head, extended);
     shared.sent(convert::size(message.headers()) + 8);
     shared.answered.set(true);
