@@ -2,7 +2,7 @@
 
 use crate::h1::chunked::{ChunkDecoder, Event};
 use crate::h1::head::{HeadError, Limits};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 /// How a message body is delimited (RFC 9112, section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ impl BodyDecoder {
                 if *left == 0 {
                     *self = Self::Done;
                 }
-                Ok(Some(Event::Data(buf.split_to(n).freeze())))
+                Ok(Some(Event::Data(take(buf, n))))
             }
             Self::Chunked(decoder) => {
                 let event = decoder.decode(buf, limits, keep_trailers)?;
@@ -67,7 +67,7 @@ impl BodyDecoder {
                 }
                 Ok(event)
             }
-            Self::UntilClose => Ok((!buf.is_empty()).then(|| Event::Data(buf.split().freeze()))),
+            Self::UntilClose => Ok((!buf.is_empty()).then(|| Event::Data(take(buf, buf.len())))),
         }
     }
     /// The transport ended. Whether the body is complete so.
@@ -77,4 +77,9 @@ impl BodyDecoder {
         }
         self.is_done()
     }
+}
+
+/// The first `n` bytes of `buf`. An emptied buffer lets go of its memory, which is the reader's alone from then on.
+pub fn take(buf: &mut BytesMut, n: usize) -> Bytes {
+    if n == buf.len() { std::mem::take(buf).freeze() } else { buf.split_to(n).freeze() }
 }

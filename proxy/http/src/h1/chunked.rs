@@ -1,6 +1,7 @@
 //! Chunked transfer coding, decoding side: I/O-free, both directions. Strict: CRLF only, sizes that fit 64 bits, extensions
 //! of bounded length that are dropped (RFC 9112, section 7.1).
 
+use crate::h1::body::take;
 use crate::h1::head::{HeadError, HeadScanner, Limits, parse_fields};
 use crate::validate::{self, details};
 use bytes::{Buf, Bytes, BytesMut};
@@ -67,7 +68,7 @@ impl ChunkDecoder {
                     if self.size == 0 {
                         self.state = State::DataCr;
                     }
-                    return Ok(Some(Event::Data(buf.split_to(n).freeze())));
+                    return Ok(Some(Event::Data(take(buf, n))));
                 }
                 State::Trailers => return self.trailers(buf, limits, keep_trailers),
                 State::Done => return Ok(Some(Event::End)),

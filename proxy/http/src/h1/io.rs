@@ -1,16 +1,18 @@
 //! Moving bytes between a transport and the machines of this module, with buffers that exist only while bytes move: reads go
-//! through one scratch buffer per worker and are copied out at their true size; output is gathered in vectors lent from a
-//! per-worker pool. An idle connection holds neither.
+//! through one scratch buffer per worker and are copied out at their true size, or share it if they nearly fill it; output is
+//! gathered in vectors lent from a per-worker pool. An idle connection holds neither.
 
 use bytes::{Buf, Bytes, BytesMut};
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
-/// What one read can take: four TLS records, and more than most heads with their bodies.
-const SCRATCH: usize = 64 * 1024;
+/// What one read can take: 64 KB of body, which is what many senders write at a time, with the head before it.
+const SCRATCH: usize = 80 * 1024;
+/// A read of this size is handed on without a copy. Its reader then holds the whole buffer: less than three times what it needs.
+const SHARE_MIN: usize = 32 * 1024;
 /// Data up to this size is copied behind what waits already; more is written from where it is.
 const COPY_MAX: usize = 4096;
 /// Output that waits for one write. More frames are not asked for above this.
@@ -21,22 +23,24 @@ const POOLED_CAPACITY: usize = 64 * 1024;
 
 thread_local! {
     // Taken while it is used: a transport may itself be a stream of this codec (CONNECT tunnels) and read in turn.
-    static READ: Cell<Option<Box<[u8]>>> = const { Cell::new(None) };
+    static READ: Cell<Option<BytesMut>> = const { Cell::new(None) };
     static POOL: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Reads once and appends to `buf`; 0 bytes is the end of the transport.
 pub fn poll_fill<IO: AsyncRead + Unpin>(io: &mut IO, buf: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-    let mut scratch = READ.take().unwrap_or_else(|| vec![0; SCRATCH].into_boxed_slice());
-    let mut read = ReadBuf::new(&mut scratch);
-    let result = Pin::new(io).poll_read(cx, &mut read);
-    let n = read.filled().len();
-    if n > 0 {
-        buf.extend_from_slice(read.filled());
+    let mut scratch = READ.take().unwrap_or_default();
+    // Takes back what was shared if nobody holds it any more, as is usual; else the scratch buffer is a new one.
+    scratch.reserve(SCRATCH);
+    let result = pin!(io.read_buf(&mut scratch)).poll(cx);
+    if scratch.len() >= SHARE_MIN && buf.is_empty() {
+        *buf = scratch.split();
+    } else {
+        buf.extend_from_slice(&scratch);
+        scratch.clear();
     }
     READ.set(Some(scratch));
-    ready!(result)?;
-    Poll::Ready(Ok(n))
+    result
 }
 
 /// Output of one connection: small things gathered, then at most one large piece, then what follows it.
@@ -163,6 +167,36 @@ mod tests {
         fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
             Poll::Ready(Ok(()))
         }
+    }
+
+    #[test]
+    fn large_reads_are_shared_and_survive_the_next_ones() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut fill = |data: &[u8], buf: &mut BytesMut| {
+            let mut io = data;
+            assert!(matches!(poll_fill(&mut io, buf, &mut cx), Poll::Ready(Ok(n)) if n == data.len()));
+        };
+        let (large, small) = (vec![b'l'; SHARE_MIN], [b's'; 10]);
+        let (mut first, mut second, mut third) = (BytesMut::new(), BytesMut::new(), BytesMut::from(&b"third"[..]));
+        fill(&large, &mut first);
+        let at = first.as_ptr();
+        // The first is still held: nothing that is read later may overwrite it.
+        fill(&small, &mut second);
+        fill(&large, &mut third);
+        assert!(first == large && second == small[..] && third[..5] == *b"third" && third[5..] == large);
+        assert!(second.capacity() < SHARE_MIN, "a small read does not hold a large buffer");
+        let again = {
+            drop(first);
+            let mut buf = BytesMut::new();
+            fill(&large, &mut buf);
+            let at = buf.as_ptr();
+            drop(buf);
+            let mut buf = BytesMut::new();
+            fill(&large, &mut buf);
+            (at, buf.as_ptr())
+        };
+        assert_eq!(again.0, again.1, "what nobody holds is read into again");
+        assert_ne!(at, again.0);
     }
 
     #[test]
