@@ -3,7 +3,7 @@
 
 use crate::config::Problem;
 use nuncio_proto::envoy::config::metrics::v3::{StatsConfig, tag_specifier::TagValue};
-use regex::Regex;
+use regex::bytes::{Regex, RegexBuilder};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -102,19 +102,25 @@ fn regex_prefix(regex: &str) -> String {
     if dotted { token.to_string() } else { String::new() }
 }
 
+/// `\\w` and `\\d` stand for ASCII, as in RE2, and names are matched as bytes: with Unicode's tables the default tags alone take 2 MB.
+/// What has no meaning without Unicode (`\\p{..}`) is compiled with it.
+fn build(regex: &str) -> Result<Regex, String> {
+    let with = |unicode| RegexBuilder::new(regex).unicode(unicode).build();
+    with(false).or_else(|_| with(true)).map_err(|e| e.to_string().replace('\n', " "))
+}
+
 /// Compiles a regex in which one look-ahead may follow a literal beginning: `^listener(?=\.)rest` matches where both
 /// `^listener\.` and `^listenerrest` match, because the position of the look-ahead is then fixed.
 fn compile(regex: &str) -> Result<Pattern, String> {
-    let error = |e: regex::Error| e.to_string().replace('\n', " ");
     let Some((before, rest)) = regex.split_once("(?=") else {
-        return Ok(Pattern::Regex { main: Regex::new(regex).map_err(error)?, guard: None });
+        return Ok(Pattern::Regex { main: build(regex)?, guard: None });
     };
     let literal = before.strip_prefix('^').is_some_and(|b| b.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'));
     let Some((ahead, after)) = rest.split_once(')').filter(|(ahead, _)| literal && !ahead.contains('(')) else {
         return Err("look-ahead is supported only once, after a literal beginning such as ^listener(?=\\.)".to_string());
     };
-    let main = Regex::new(&format!("{before}{after}")).map_err(error)?;
-    Ok(Pattern::Regex { main, guard: Some(Regex::new(&format!("{before}(?:{ahead})")).map_err(error)?) })
+    let main = build(&format!("{before}{after}"))?;
+    Ok(Pattern::Regex { main, guard: Some(build(&format!("{before}(?:{ahead})"))?) })
 }
 
 fn tokens(pattern: &[&str], name: &str) -> Option<Range<usize>> {
@@ -148,10 +154,10 @@ impl Extractor {
                 Some((value.start..(value.end + 1).min(name.len()), value))
             }
             Pattern::Regex { main, guard } => {
-                if guard.as_ref().is_some_and(|g| !g.is_match(name)) {
+                if guard.as_ref().is_some_and(|g| !g.is_match(name.as_bytes())) {
                     return None;
                 }
-                let found = main.captures(name)?;
+                let found = main.captures(name.as_bytes())?;
                 let removed = found.get(1)?;
                 Some((removed.range(), found.get(2).unwrap_or(removed).range()))
             }
@@ -296,6 +302,11 @@ mod tests {
             ("server.live", "server.live "),
             ("tcp.x.downstream_cx_total", "tcp.downstream_cx_total tcp_prefix=x"),
             ("cluster", "cluster "),
+            ("cluster.größe.upstream_cx_total", "cluster.upstream_cx_total cluster_name=größe"),
+            (
+                "listener.größe.http.ä.downstream_rq_1xx",
+                "listener.http.downstream_rq_xx response_code_class=1 http_conn_manager_prefix=ä listener_address=größe",
+            ),
         ] {
             assert_eq!(shown(&all, name), expected);
         }
@@ -305,8 +316,19 @@ mod tests {
     fn look_ahead_after_a_literal() {
         let Ok(Pattern::Regex { main, guard: Some(guard) }) = compile(r"^listener(?=\.).*?\.http\.((\w*)\.)") else { panic!() };
         for (name, both) in [("listener.0_80.http.a.x", true), ("listener.http.a.x", true), ("listenerx.http.a.x", false)] {
-            assert_eq!(main.is_match(name) && guard.is_match(name), both, "{name}");
+            assert_eq!(main.is_match(name.as_bytes()) && guard.is_match(name.as_bytes()), both, "{name}");
         }
         assert!(compile(r"a.*(?=b)").is_err());
+    }
+
+    #[test]
+    fn classes_are_ascii_but_for_those_of_unicode() {
+        let matches = |regex: &str, name: &str| build(regex).unwrap().is_match(name.as_bytes());
+        assert!(matches(r"^\d+$", "12") && !matches(r"^\d+$", "١٢") && !matches(r"^\w+$", "größe"));
+        assert!(matches(r"^\pL+$", "größe"));
+        // Unicode's tables would make it thirty times as large.
+        let small = RegexBuilder::new(r"^\w+\.\w+\.\w+$").unicode(false).size_limit(20_000).build();
+        assert!(small.is_ok() && RegexBuilder::new(r"^\w+\.\w+\.\w+$").size_limit(20_000).build().is_err());
+        assert!(build("(").unwrap_err().contains("unclosed group"));
     }
 }
