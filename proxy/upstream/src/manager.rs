@@ -89,6 +89,24 @@ impl Entry {
     fn all(&self) -> impl Iterator<Item = &Arc<Cluster>> {
         self.active.iter().chain(self.warming.as_ref().map(|(c, _)| c))
     }
+    fn tally(&self) -> Tally {
+        Tally { active: i64::from(self.active.is_some()), warming: i64::from(self.warming.is_some()) }
+    }
+}
+
+/// How many clusters are in use, and how many warm.
+#[derive(Clone, Copy, Default)]
+struct Tally {
+    active: i64,
+    warming: i64,
+}
+
+impl Tally {
+    /// An entry changed from `before` to `after`. Counted so, because counting all of thousands after each change is quadratic.
+    fn note(&mut self, before: Self, after: Self) {
+        self.active += after.active - before.active;
+        self.warming += after.warming - before.warming;
+    }
 }
 
 #[derive(Default)]
@@ -96,6 +114,7 @@ struct State {
     clusters: BTreeMap<Arc<str>, Entry>,
     /// Clusters by the assignment that they want.
     by_assignment: HashMap<Arc<str>, Vec<Weak<Cluster>>>,
+    tally: Tally,
 }
 
 struct Stats {
@@ -193,7 +212,9 @@ impl ClusterManager {
             }
             let name = cluster.name().clone();
             let known = state.clusters.contains_key(&name);
-            let entry = state.clusters.entry(name).or_insert_with(|| Entry { hash, active: None, warming: None });
+            let State { clusters, tally, .. } = &mut *state;
+            let entry = clusters.entry(name).or_insert_with(|| Entry { hash, active: None, warming: None });
+            let before = entry.tally();
             entry.hash = hash;
             if known {
                 self.stats.modified.inc()
@@ -203,7 +224,9 @@ impl ClusterManager {
             if let Some((old, _)) = entry.warming.replace((cluster.clone(), Instant::now())) {
                 old.retire();
             }
-            if self.settle(entry, Instant::now()) { Applied::Active } else { Applied::Warming }
+            let applied = if self.settle(entry, Instant::now()) { Applied::Active } else { Applied::Warming };
+            tally.note(before, entry.tally());
+            applied
         };
         self.count();
         // Nobody hears of it if `run` ended; then the process ends.
@@ -248,9 +271,12 @@ impl ClusterManager {
         let mut any = false;
         {
             let mut state = self.state();
-            for entry in state.clusters.values_mut() {
+            let State { clusters, tally, .. } = &mut *state;
+            for entry in clusters.values_mut() {
                 if entry.warming.as_ref().is_some_and(|(c, _)| which(c)) {
+                    let before = entry.tally();
                     any |= self.settle(entry, now);
+                    tally.note(before, entry.tally());
                 }
             }
         }
@@ -263,8 +289,14 @@ impl ClusterManager {
     pub(crate) fn settle_one(&self, cluster: &Cluster) {
         let settled = {
             let mut state = self.state();
-            match state.clusters.get_mut(cluster.name()) {
-                Some(entry) if entry.warming.as_ref().is_some_and(|(c, _)| c.id == cluster.id) => self.settle(entry, Instant::now()),
+            let State { clusters, tally, .. } = &mut *state;
+            match clusters.get_mut(cluster.name()) {
+                Some(entry) if entry.warming.as_ref().is_some_and(|(c, _)| c.id == cluster.id) => {
+                    let before = entry.tally();
+                    let settled = self.settle(entry, Instant::now());
+                    tally.note(before, entry.tally());
+                    settled
+                }
                 _ => false,
             }
         };
@@ -274,15 +306,9 @@ impl ClusterManager {
         }
     }
     fn count(&self) {
-        let state = self.state();
-        let (mut active, mut warming) = (0, 0);
-        for entry in state.clusters.values() {
-            active += i64::from(entry.active.is_some());
-            warming += i64::from(entry.warming.is_some());
-        }
-        drop(state);
-        self.stats.active.set(active);
-        self.stats.warming.set(warming);
+        let tally = self.state().tally;
+        self.stats.active.set(tally.active);
+        self.stats.warming.set(tally.warming);
     }
     fn changed(&self) {
         for callback in self.callbacks.lock().unwrap_or_else(PoisonError::into_inner).iter() {
@@ -296,7 +322,11 @@ impl ClusterManager {
             if state.clusters.get(name).is_none_or(|e| e.all().any(|c| !c.added_via_api())) {
                 return false;
             }
-            state.clusters.remove(name)
+            let entry = state.clusters.remove(name);
+            if let Some(entry) = &entry {
+                state.tally.note(entry.tally(), Tally::default());
+            }
+            entry
         };
         let Some(entry) = entry else { return false };
         if let Some(slot) = self.options.slots.lookup(name) {
@@ -380,6 +410,10 @@ impl ClusterManager {
     /// Clusters that wait, by name.
     pub fn warming(&self) -> Vec<Arc<Cluster>> {
         self.state().clusters.values().filter_map(|e| e.warming.as_ref().map(|(c, _)| c.clone())).collect()
+    }
+    /// Whether any cluster warms; cheap.
+    pub fn is_warming(&self) -> bool {
+        self.state().tally.warming > 0
     }
     /// The cluster in use under `name`.
     pub fn get(&self, name: &str) -> Option<Arc<Cluster>> {

@@ -96,6 +96,26 @@ fn one_bad_cluster_harms_no_other() {
     assert_eq!(m.get("a").unwrap().connect_timeout(), Duration::from_secs(1));
 }
 
+#[test]
+fn the_gauges_follow_every_change() {
+    let server = server();
+    let m = manager_of(server.clone(), "{}");
+    let root = server.stats.root();
+    let shown = || (root.gauge("cluster_manager.active_clusters").value(), root.gauge("cluster_manager.warming_clusters").value());
+    apply(&m, &format!("name: a\n{EDS}"));
+    apply(&m, &format!("name: b\n{EDS}"));
+    assert_eq!((shown(), m.is_warming()), ((0, 2), true));
+    m.update_endpoints("svc", Some(&cla("10.0.0.1"))).unwrap();
+    assert_eq!((shown(), m.is_warming()), ((2, 0), false));
+    // Another generation warms while the one before serves; then it is replaced by one that need not wait.
+    apply(&m, "name: a\ntype: EDS\neds_cluster_config: {eds_config: {ads: {}}, service_name: other}");
+    assert_eq!((shown(), m.is_warming()), ((2, 1), true));
+    apply(&m, "name: a\ntype: STATIC");
+    assert_eq!((shown(), m.is_warming()), ((2, 0), false));
+    assert!(m.remove("a") && m.remove("b"));
+    assert_eq!((shown(), m.is_warming()), ((0, 0), false));
+}
+
 /// A name server that answers A questions from a list; everything else does not exist.
 struct NameServer {
     port: u16,

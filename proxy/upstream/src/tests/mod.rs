@@ -75,10 +75,14 @@ pub(crate) fn static_cluster(more: &str, hosts: &[(&str, &str)]) -> String {
 }
 
 pub(crate) fn manager(cluster_manager: &str) -> Arc<ClusterManager> {
+    manager_of(server(), cluster_manager)
+}
+
+pub(crate) fn manager_of(server: Arc<Server>, cluster_manager: &str) -> Arc<ClusterManager> {
     let bootstrap: ClusterManagerProto = parse_text(cluster_manager, UnknownFields::Refuse).unwrap_or_else(|e| panic!("{e:?}")).value;
     let mut report = Report::new();
     let options = ManagerOptions {
-        server: server(),
+        server,
         secrets: SecretStore::new(),
         registry: Arc::default(),
         slots: Arc::new(ClusterSlots::default()),
