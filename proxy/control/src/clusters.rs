@@ -72,7 +72,7 @@ impl Control {
     pub(crate) async fn update_endpoints(self: &Rc<Self>, update: &Update) -> Vec<Refused> {
         let mut refused = Vec::new();
         // istiod repeats all assignments after each CDS request: only a warming cluster needs to see one again.
-        let anyone_waits = !self.clusters.warming().is_empty();
+        let anyone_waits = self.clusters.is_warming();
         for (i, resource) in update.resources.iter().enumerate() {
             if i % BATCH == BATCH - 1 {
                 tokio::task::yield_now().await;

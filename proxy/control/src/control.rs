@@ -14,7 +14,7 @@ use nuncio_core::registry::{Registry, Server};
 use nuncio_core::views::{ClusterSlots, ClusterView};
 use nuncio_hcm::EcdsSlots;
 use nuncio_listener::ListenerManager;
-use nuncio_proto::envoy::config::bootstrap::v3::Bootstrap;
+use nuncio_proto::envoy::config::bootstrap::v3::{Bootstrap, bootstrap::StaticResources};
 use nuncio_proto::envoy::config::core::v3::ConfigSource;
 use nuncio_route::RouteSlots;
 use nuncio_tls::SecretStore;
@@ -27,6 +27,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
+
+/// Resources in an update that is worth tidying up after.
+const LARGE_UPDATE: usize = 64;
+
+/// For so long nothing large must have come before memory is tidied up, so that it is done once for many updates.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// What the whole process shares; terminal filter factories are made from it.
 #[derive(Clone)]
@@ -44,7 +50,10 @@ pub struct Control {
     pub(crate) args: Args,
     pub(crate) server: Arc<Server>,
     pub(crate) shared: Shared,
+    /// The final bootstrap without its static resources.
     pub(crate) bootstrap: Bootstrap,
+    /// Static resources that were not taken yet: each list is taken by who compiles it, and dropped with that. Secrets stay.
+    pub(crate) statics: RefCell<StaticResources>,
     /// The final bootstrap as wire bytes, the node completed.
     pub(crate) bootstrap_raw: Bytes,
     pub(crate) loaded_at: SystemTime,
@@ -64,6 +73,8 @@ pub struct Control {
     pub(crate) quit: Notify,
     /// Wakes housekeeping: warming, wanted endpoints or wanted secrets changed. Shared with the cluster manager's callback.
     pub(crate) changed: Arc<Notify>,
+    /// Wakes [`Self::tend_memory`]: much was compiled.
+    pub(crate) grown: Notify,
     clusters_changed: Arc<AtomicBool>,
     /// Updates that are being applied now.
     updating: Cell<usize>,
@@ -83,7 +94,8 @@ pub(crate) struct Parts {
 }
 
 impl Control {
-    pub(crate) fn new(parts: Parts) -> Rc<Self> {
+    pub(crate) fn new(mut parts: Parts) -> Rc<Self> {
+        let statics = parts.bootstrap.static_resources.take().unwrap_or_default();
         let changed = Arc::new(Notify::new());
         let clusters_changed = Arc::new(AtomicBool::new(true));
         let (wake, flag) = (changed.clone(), clusters_changed.clone());
@@ -96,6 +108,7 @@ impl Control {
             args: parts.args,
             shared: parts.shared,
             bootstrap: parts.bootstrap,
+            statics: RefCell::new(statics),
             bootstrap_raw: parts.bootstrap_raw,
             loaded_at: SystemTime::now(),
             layers: RefCell::new(parts.layers),
@@ -110,6 +123,7 @@ impl Control {
             failed: Cell::new(false),
             quit: Notify::new(),
             changed,
+            grown: Notify::new(),
             clusters_changed,
             updating: Cell::new(0),
             raw: Kind::ALL.map(|k| RefCell::new(TypeStore::new(k.type_url()))),
@@ -155,6 +169,9 @@ impl Control {
             "{}: {count} added or updated, {} removed, {} refused, version '{}'",
             kind.label(), update.removed.len(), refused.len() + update.refused.len(), update.version
         );
+        if count >= LARGE_UPDATE {
+            self.grown.notify_one();
+        }
         if kind == Kind::Endpoint {
             self.settle_clusters();
             self.advance();
@@ -248,6 +265,15 @@ impl Control {
             // A timeout is as good a reason to look as a notification.
             let _ = tokio::time::timeout(patience, self.changed.notified()).await;
             self.housekeep();
+        }
+    }
+
+    /// Lets go of what only starting up or a large update needed, some time after each.
+    pub(crate) async fn tend_memory(self: Rc<Self>) {
+        loop {
+            self.grown.notified().await;
+            while tokio::time::timeout(QUIET, self.grown.notified()).await.is_ok() {}
+            crate::pages::release();
         }
     }
 

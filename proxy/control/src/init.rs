@@ -84,7 +84,7 @@ impl Control {
             let dynamic = self.bootstrap.dynamic_resources.as_ref();
             match self.init.phase() {
                 Phase::StaticClusters => {
-                    if !self.clusters.warming().is_empty() && self.init.waited() < WARMING_PATIENCE {
+                    if self.clusters.is_warming() && self.init.waited() < WARMING_PATIENCE {
                         return;
                     }
                     self.start_static_listeners();
@@ -101,7 +101,7 @@ impl Control {
                 }
                 Phase::Clusters => {
                     let answered = self.subscriptions.settled(Kind::Cluster, ALL);
-                    let warm = self.clusters.warming().is_empty() || self.init.waited() >= WARMING_PATIENCE;
+                    let warm = !self.clusters.is_warming() || self.init.waited() >= WARMING_PATIENCE;
                     if !answered || !warm {
                         return;
                     }
@@ -119,6 +119,7 @@ impl Control {
                     let took = self.server.started.elapsed();
                     self.stats.initialization_time_ms.record(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
                     log::info!(target: "main", "all clusters and listeners are initialized; serving");
+                    self.grown.notify_one();
                 }
                 Phase::Live => return,
             }
@@ -127,9 +128,9 @@ impl Control {
     }
 
     fn start_static_listeners(self: &Rc<Self>) {
-        let listeners = self.bootstrap.static_resources.as_ref().map(|s| s.listeners.as_slice()).unwrap_or_default();
+        let listeners = std::mem::take(&mut self.statics.borrow_mut().listeners);
         for listener in listeners {
-            if let Err(reason) = self.add_static_listener(listener) {
+            if let Err(reason) = self.add_static_listener(&listener) {
                 // Envoy does not start with a listener that it cannot bind.
                 crate::logger::critical("main", format_args!("error initializing listener '{}': {reason}", listener.name));
                 self.failed.set(true);

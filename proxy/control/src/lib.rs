@@ -15,12 +15,14 @@ pub mod log_format;
 pub mod logger;
 mod memory;
 mod needs;
+mod pages;
 mod raw;
 mod run;
 mod secrets;
 mod source;
 mod stats;
 mod subscriptions;
+mod sys;
 mod validate;
 
 pub use args::{Args, Mode, Parsed};

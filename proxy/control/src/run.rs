@@ -305,7 +305,8 @@ async fn serve(control: &Rc<Control>, admin: Option<(AdminOptions, Address, u32)
     }
     tasks.push(Task::spawn(control.clusters.clone().run()));
     let mut problems = Vec::new();
-    for cluster in control.bootstrap.static_resources.iter().flat_map(|s| &s.clusters) {
+    let clusters = std::mem::take(&mut control.statics.borrow_mut().clusters);
+    for cluster in clusters {
         if control.raw(Kind::Cluster).borrow().get(&cluster.name).is_some() {
             problems.push(format!("cluster '{}': duplicate name; give each cluster a name of its own", cluster.name));
             continue;
@@ -324,6 +325,7 @@ async fn serve(control: &Rc<Control>, admin: Option<(AdminOptions, Address, u32)
         control.subscriptions.start_ads(control, ads);
     }
     tasks.push(Task::spawn(control.clone().keep_house()));
+    tasks.push(Task::spawn(control.clone().tend_memory()));
     tasks.push(control.watch_secret_files());
     tasks.push(flush_stats(control));
     control.housekeep();

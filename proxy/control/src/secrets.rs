@@ -41,8 +41,8 @@ impl Control {
 
     /// A secret of the bootstrap, for a slot that refers to one by name alone.
     fn fill_static(&self, name: &str) -> bool {
-        let secrets = self.bootstrap.static_resources.iter().flat_map(|s| &s.secrets);
-        let Some(secret) = secrets.into_iter().find(|s| s.name == name) else { return false };
+        let statics = self.statics.borrow();
+        let Some(secret) = statics.secrets.iter().find(|s| s.name == name) else { return false };
         match self.shared.secrets.apply(secret, None) {
             Ok(()) => true,
             Err(report) => {

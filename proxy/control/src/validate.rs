@@ -30,19 +30,17 @@ impl Control {
     pub(crate) fn validate(self: &Rc<Self>) -> Vec<String> {
         let mut problems = Vec::new();
         let dynamic = self.bootstrap.dynamic_resources.clone().unwrap_or_default();
-        let mut listeners: Vec<Listener> = Vec::new();
-        if let Some(resources) = &self.bootstrap.static_resources {
-            let mut names = HashSet::new();
-            for cluster in &resources.clusters {
-                if !names.insert(cluster.name.as_str()) {
-                    problems.push(format!("cluster '{}': duplicate name; give each cluster a name of its own", cluster.name));
-                }
-                if let Err(report) = self.apply_cluster(&cluster.encode_to_vec(), false) {
-                    problems.extend(lines(&format!("cluster '{}'", cluster.name), &report));
-                }
+        let statics = self.statics.borrow().clone();
+        let mut names = HashSet::new();
+        for cluster in &statics.clusters {
+            if !names.insert(cluster.name.as_str()) {
+                problems.push(format!("cluster '{}': duplicate name; give each cluster a name of its own", cluster.name));
             }
-            listeners.extend(resources.listeners.iter().cloned());
+            if let Err(report) = self.apply_cluster(&cluster.encode_to_vec(), false) {
+                problems.extend(lines(&format!("cluster '{}'", cluster.name), &report));
+            }
         }
+        let mut listeners = statics.listeners;
         if let Some(source) = &dynamic.cds_config {
             for resource in self.file_resources("dynamic_resources.cds_config", source, types::CLUSTER, &mut problems) {
                 if let Err(report) = self.apply_cluster(&resource.value, true) {
@@ -72,7 +70,7 @@ impl Control {
                 }
             }
         }
-        for secret in self.bootstrap.static_resources.iter().flat_map(|s| &s.secrets) {
+        for secret in &statics.secrets {
             if let Err(report) = self.shared.secrets.apply(secret, None) {
                 problems.extend(lines(&format!("secret '{}'", secret.name), &report));
             }
