@@ -10,7 +10,7 @@ use nuncio_core::diag::{At, Report};
 use nuncio_proto::Message;
 use nuncio_proto::envoy::config::core::v3::ConfigSource;
 use nuncio_proto::envoy::service::discovery::v3::DiscoveryResponse;
-use nuncio_proto::json::{UnknownFields, parse_text};
+use nuncio_proto::json::{self, UnknownFields};
 use nuncio_stats::Scope;
 use nuncio_xds::transport::{self, Client, Handler, Options};
 use nuncio_xds::{Refused, Session, Update, file, types};
@@ -448,8 +448,12 @@ pub fn read_response(path: &Path) -> Result<DiscoveryResponse, String> {
         Some("pb_text") => Err("protobuf text is not supported by Nuncio; write YAML, JSON or binary (.pb)".to_string()),
         _ => {
             let text = String::from_utf8(bytes).map_err(|_| "is not UTF-8 text; binary files end in .pb".to_string())?;
-            let read = parse_text::<DiscoveryResponse>(&text, UnknownFields::Refuse).map_err(|e| e.to_string())?;
-            Ok(read.value)
+            let value = json::to_value(&text).map_err(|e| e.to_string())?;
+            // As Envoy: a file that is empty, or being written, does not say that there are no resources; `{}` does.
+            if !value.is_object() || text.trim().is_empty() {
+                return Err("holds no DiscoveryResponse; write {} if there are no resources".to_string());
+            }
+            json::parse(&value, UnknownFields::Refuse).map(|read| read.value).map_err(|e| e.to_string())
         }
     }
 }
