@@ -1,6 +1,7 @@
 //! The http_connection_manager as a terminal network filter: one connection from its first byte to its end.
 //! Runs on the worker that accepted the connection; `adopt` on the control thread.
 
+use crate::client_io::ClientIo;
 use crate::config::{Codec, HcmConfig, LocalConfig};
 use crate::service::{HttpConnection, codec};
 use arc_swap::ArcSwap;
@@ -15,7 +16,7 @@ use nuncio_listener::{Connection, DrainWatch, Terminal};
 use nuncio_tls::Transport;
 use std::any::Any;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -98,10 +99,11 @@ async fn serve(slot: Arc<HcmSlot>, connection: Connection) {
     let service = Rc::new(HttpConnection::new(slot, info.clone(), control.clone(), drain.clone()));
     let options = config.options.clone();
     let end = if version == HttpVersion::Http2 {
-        let run = serve_h2(io, leftover, service, options, control.clone());
+        // Boxed: the task of an HTTP/1 connection must not have room for an HTTP/2 one.
+        let run = Box::pin(serve_h2(io, leftover, service, options, control.clone()));
         drive(run, &config, &drain, &control).await
     } else {
-        let run = serve_h1(io, leftover, service, options, control.clone());
+        let run = pin!(serve_h1(ClientIo::new(io, control.clone()), leftover, service, options, control.clone()));
         drive(run, &config, &drain, &control).await
     };
     config.stats.codec_closed(version);
@@ -109,14 +111,18 @@ async fn serve(slot: Arc<HcmSlot>, connection: Connection) {
 }
 
 /// Runs the codec beside what may end the connection from outside: drain, close, `max_connection_duration`.
-async fn drive(run: impl Future<Output = ConnectionEnd>, config: &HcmConfig, drain: &DrainWatch, control: &ConnControl) -> ConnectionEnd {
-    let mut run = pin!(run);
+async fn drive(
+    mut run: impl Future<Output = ConnectionEnd> + Unpin,
+    config: &HcmConfig,
+    drain: &DrainWatch,
+    control: &ConnControl,
+) -> ConnectionEnd {
     let mut draining = pin!(drain.draining());
     let mut closing = pin!(drain.closing());
     let mut lifetime = pin!(lifetime(config, control));
     let (mut drained, mut closed, mut expired) = (false, false, config.timeouts.max_connection_duration.is_none());
     poll_fn(|cx| {
-        if let Poll::Ready(end) = run.as_mut().poll(cx) {
+        if let Poll::Ready(end) = Pin::new(&mut run).poll(cx) {
             return Poll::Ready(end);
         }
         let mut changed = false;
@@ -136,7 +142,7 @@ async fn drive(run: impl Future<Output = ConnectionEnd>, config: &HcmConfig, dra
             changed = true;
         }
         // The codec must see what was just asked of it.
-        if changed { run.as_mut().poll(cx) } else { Poll::Pending }
+        if changed { Pin::new(&mut run).poll(cx) } else { Poll::Pending }
     })
     .await
 }

@@ -5,6 +5,7 @@
 //! `stream` (body, end, access log).
 
 mod chain;
+mod client_io;
 mod compile;
 mod compile_identity;
 pub mod config;

@@ -26,6 +26,7 @@ pub struct ConnControl {
     drain: Cell<bool>,
     close: Cell<bool>,
     active: Cell<u32>,
+    last_write: Cell<bool>,
     codec: RefCell<Option<Waker>>,
 }
 
@@ -56,6 +57,14 @@ impl ConnControl {
     /// Requests that are running now.
     pub fn active_streams(&self) -> u32 {
         self.active.get()
+    }
+    /// Whether the HTTP/1 codec is writing the end of the connection's last response and will shut the transport right behind it: a
+    /// transport that holds back its last segment until then saves a packet.
+    pub fn is_last_write(&self) -> bool {
+        self.last_write.get()
+    }
+    pub(crate) fn begin_last_write(&self) {
+        self.last_write.set(true);
     }
     pub(crate) fn stream_began(&self) {
         self.active.set(self.active.get().saturating_add(1));

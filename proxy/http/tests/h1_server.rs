@@ -87,6 +87,20 @@ async fn keep_alive_and_pipelining() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_transport_hears_of_the_last_write() {
+    local(async {
+        let mut s = start(TestService::mirror(), ServerOptions::default());
+        s.send("GET /1 HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        s.until("GET a /1 [] ").await;
+        assert!(!s.control.is_last_write(), "another response may follow");
+        s.send("GET /2 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+        s.rest().await;
+        assert!(s.control.is_last_write());
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn connection_close_is_heeded() {
     local(async {
         let mut s = start(TestService::mirror(), ServerOptions::default());

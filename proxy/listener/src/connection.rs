@@ -72,8 +72,6 @@ impl Loose {
 }
 
 fn start(worker: &Rc<Worker>, slot: Arc<Slot>, active: Arc<Active>, io: Transport, remote: Address, place: Place) {
-    // Fails only if the peer is gone already, which the first read will say.
-    let _gone = io.set_nodelay(true);
     let Ok(local) = io.local_addr() else { return };
     tokio::task::spawn_local(run(worker.clone(), slot, active, io, Accepted::new(local, remote), place));
 }

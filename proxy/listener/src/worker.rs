@@ -7,7 +7,7 @@ use crate::slot::{ChainDrain, Slot};
 use futures_util::FutureExt;
 use nuncio_core::Address;
 use nuncio_tls::Transport;
-use socket2::Socket;
+use socket2::{Protocol, Socket};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::io;
@@ -181,7 +181,7 @@ impl Worker {
     pub(crate) fn listen(self: &Rc<Self>, slot: Arc<Slot>, socket: Socket, unix: bool) {
         let listening = match unix {
             true => UnixListener::from_std(socket.into()).map(Listening::Unix),
-            false => TcpListener::from_std(socket.into()).map(Listening::Tcp),
+            false => Listening::tcp(socket),
         };
         match listening {
             Ok(listening) => {
@@ -201,14 +201,27 @@ impl Worker {
 }
 
 enum Listening {
-    Tcp(TcpListener),
+    /// With whether accepted sockets have TCP_NODELAY already.
+    Tcp(TcpListener, bool),
     Unix(UnixListener),
 }
 
 impl Listening {
+    fn tcp(socket: Socket) -> io::Result<Self> {
+        // Accepted sockets inherit it, which saves a system call each; those of MPTCP need not.
+        let inherits = socket.set_tcp_nodelay(true).is_ok() && socket.protocol().is_ok_and(|p| p == Some(Protocol::TCP));
+        TcpListener::from_std(socket.into()).map(|l| Self::Tcp(l, inherits))
+    }
     async fn accept(&self) -> io::Result<(Transport, Option<Address>)> {
         match self {
-            Self::Tcp(l) => l.accept().await.map(|(s, peer)| (Transport::Tcp(s), Some(Address::Ip(peer)))),
+            Self::Tcp(l, inherits) => {
+                let (socket, peer) = l.accept().await?;
+                if !inherits {
+                    // Fails only if the peer is gone already, which the first read will say.
+                    let _gone = socket.set_nodelay(true);
+                }
+                Ok((Transport::Tcp(socket), Some(Address::Ip(peer))))
+            }
             Self::Unix(l) => l.accept().await.map(|(s, _)| (Transport::Unix(s), None)),
         }
     }
@@ -267,5 +280,23 @@ async fn accept(worker: Rc<Worker>, slot: Arc<Slot>, listening: Listening, stop:
     }
     while let Some(Ok((io, peer))) = listening.accept().now_or_never() {
         connection::accepted(&worker, &slot, io, peer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::{Domain, Type};
+
+    #[tokio::test]
+    async fn accepted_sockets_have_nodelay() {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), Some(Protocol::TCP)).unwrap();
+        socket.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+        socket.listen(1).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        let listening = Listening::tcp(socket).unwrap();
+        let _client = std::net::TcpStream::connect(address).unwrap();
+        let Ok((Transport::Tcp(accepted), Some(_))) = listening.accept().await else { unreachable!() };
+        assert!(accepted.nodelay().unwrap());
     }
 }

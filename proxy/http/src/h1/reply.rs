@@ -76,7 +76,8 @@ where
     };
     conn.settle_upgrade(accepted);
     let done = framing == Framing::None;
-    let mut pump = Pump { framing, done, failed: false, timer: Timer::default(), blocked: None };
+    let last = !accepted && (close || framing == Framing::UntilClose);
+    let mut pump = Pump { framing, done, failed: false, last, timer: Timer::default(), blocked: None };
     let sent = poll_fn(|cx| pump.poll(conn, control, &mut body, cx)).await;
     if sent.is_err() || pump.failed {
         return Outcome::Abort;
@@ -87,7 +88,7 @@ where
         poll_fn(|cx| poll_upgrade_end(conn, control, cx)).await;
         return Outcome::Abort;
     }
-    if close || framing == Framing::UntilClose { Outcome::Close } else { Outcome::KeepAlive }
+    if last { Outcome::Close } else { Outcome::KeepAlive }
 }
 
 struct Pump {
@@ -96,6 +97,8 @@ struct Pump {
     done: bool,
     /// It ended too early, or with an error.
     failed: bool,
+    /// The connection closes behind this response.
+    last: bool,
     timer: Timer,
     /// The client takes nothing: since when, and how much it had taken.
     blocked: Option<(Instant, u64)>,
@@ -117,6 +120,9 @@ impl Pump {
                         break;
                     }
                 }
+            }
+            if self.done && self.last {
+                control.begin_last_write();
             }
             let flushed = conn.poll_flush(cx);
             if control.is_closing() {
