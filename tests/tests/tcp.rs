@@ -154,3 +154,14 @@ fn a_hostile_proxy_header_ends_its_connection_alone() {
     client.send(b"PROXY UNKNOWN\r\nhello").unwrap();
     assert_eq!(client.read_raw(100).unwrap(), b"hello");
 }
+
+#[test]
+fn a_client_address_that_is_not_passed_on_is_warned_about() {
+    let source =
+        "{name: src, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.listener.original_src.v3.OriginalSrc}}";
+    let (gateway, address) = start(&[cluster("echo", echo())], source, &proxy("cluster: echo"));
+    let mut client = Connection::open(address).unwrap();
+    client.send(b"hello").unwrap();
+    assert_eq!(client.read_raw(100).unwrap(), b"hello");
+    assert!(gateway.log().contains("original_src only leaves"), "{}", gateway.log());
+}
