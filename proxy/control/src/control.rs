@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Notify;
 
-/// Resources in an update that is worth tidying up after.
+/// Endpoints in an update that is worth tidying up after.
 const LARGE_UPDATE: usize = 64;
 
 /// For so long nothing large must have come before memory is tidied up, so that it is done once for many updates.
@@ -169,7 +169,8 @@ impl Control {
             "{}: {count} added or updated, {} removed, {} refused, version '{}'",
             kind.label(), update.removed.len(), refused.len() + update.refused.len(), update.version
         );
-        if count >= LARGE_UPDATE {
+        // Compiling anything but endpoints runs much code that serving does not.
+        if kind != Kind::Endpoint || count >= LARGE_UPDATE {
             self.grown.notify_one();
         }
         if kind == Kind::Endpoint {
