@@ -68,11 +68,14 @@ impl ResponseFlags {
     pub fn from_short(name: &str) -> Option<Self> {
         Self::ALL.iter().find(|(_, s, _)| *s == name).map(|(f, _, _)| *f)
     }
-    /// The set flags as (short, long) names in bit order.
+    /// The set flags as (short, long) names. Envoy tells them in the order in which they were set; of several on one stream that is
+    /// the end of retries first, which is decided before the failure is told.
     pub fn names(self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        Self::ALL.iter().filter(move |(f, _, _)| self.has(*f)).map(|(_, s, l)| (*s, *l))
+        let first = Self::UPSTREAM_RETRY_LIMIT_EXCEEDED;
+        let of = move |set: Self| Self::ALL.iter().filter(move |(f, _, _)| set.has(*f)).map(|(_, s, l)| (*s, *l));
+        of(Self(self.0 & first.0)).chain(of(Self(self.0 & !first.0)))
     }
-    /// `UF,URX`; `-` if none.
+    /// `URX,UF`; `-` if none.
     pub fn short(self) -> String {
         let all: Vec<_> = self.names().map(|(s, _)| s).collect();
         if all.is_empty() { "-".to_string() } else { all.join(",") }

@@ -13,6 +13,7 @@ use nuncio_proto::envoy::extensions::filters::network::http_connection_manager::
 use nuncio_proto::envoy::extensions::http::original_ip_detection::custom_header::v3::CustomHeaderConfig;
 use nuncio_proto::envoy::extensions::http::original_ip_detection::xff::v3::XffConfig;
 use nuncio_proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
+use nuncio_proto::envoy::config::core::v3::{CidrRange, Node};
 use nuncio_proto::envoy::config::core::v3::scheme_header_transformation::Transformation;
 use nuncio_proto::envoy::r#type::v3::Percent;
 use nuncio_proto::typed;
@@ -21,11 +22,12 @@ use nuncio_proto::typed;
 pub fn identity(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>) -> Option<Identity> {
     let errors = cx.report.errors();
     let internal = proto.internal_address_config.as_ref().and_then(|config| {
-        let ranges = IpSet::compile(&config.cidr_ranges, &at.field("internal_address_config").field("cidr_ranges"), cx.report)?;
+        let ranges = if config.cidr_ranges.is_empty() { private_ranges() } else { config.cidr_ranges.clone() };
+        let ranges = IpSet::compile(&ranges, &at.field("internal_address_config").field("cidr_ranges"), cx.report)?;
         Some(Internal { unix_sockets: config.unix_sockets, ranges })
     });
     let via = header_value(&proto.via, &at.field("via"), cx);
-    let add_user_agent = if proto.add_user_agent == Some(true) { HeaderValue::from_str(&cx.server.node.cluster).ok() } else { None };
+    let add_user_agent = if proto.add_user_agent == Some(true) { named(&cx.server.node) } else { None };
     let request_id = request_id(proto, at, cx);
     let tracing = proto.tracing.as_ref().map(sampling);
     let detection = detection(proto, at, cx);
@@ -175,4 +177,16 @@ fn client_cert(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_
         uri: details.uri,
         issuer: details.issuer,
     }
+}
+
+/// The node's cluster and id, as `add_user_agent` tells them.
+fn named(node: &Node) -> Option<(HeaderValue, HeaderValue)> {
+    Some((HeaderValue::from_str(&node.cluster).ok()?, HeaderValue::from_str(&node.id).ok()?))
+}
+
+/// What counts as internal without `cidr_ranges`: RFC 1918, RFC 4193 and loopback (`Network::Utility::isInternalAddress`).
+fn private_ranges() -> Vec<CidrRange> {
+    [("10.0.0.0", 8), ("172.16.0.0", 12), ("192.168.0.0", 16), ("127.0.0.1", 32), ("fd00::", 8), ("::1", 128)]
+        .map(|(prefix, length)| CidrRange { address_prefix: prefix.to_string(), prefix_len: Some(length) })
+        .to_vec()
 }

@@ -22,7 +22,7 @@ pub struct Identity {
     pub append_x_forwarded_port: bool,
     /// `internal_address_config`: none means Envoy's default (no address is internal).
     pub internal: Option<Internal>,
-    pub add_user_agent: Option<HeaderValue>,
+    pub add_user_agent: Option<(HeaderValue, HeaderValue)>,
     pub via: Option<HeaderValue>,
     pub generate_request_id: bool,
     pub preserve_external_request_id: bool,
@@ -95,6 +95,8 @@ impl Identity {
     /// Settles addresses and headers of `head`. `Err` is a status to refuse the request with (custom header detection).
     pub fn apply(&self, head: &mut RequestHead, info: &mut StreamInfo, runtime: &Runtime) -> Result<(), u16> {
         let connection = info.connection.clone();
+        join_forwarded_for(head);
+        let forwarded = head.headers.contains(&X_FORWARDED_FOR);
         let tls = connection.tls.is_some();
         let mut trusted = true;
         if self.use_remote_address {
@@ -110,11 +112,15 @@ impl Identity {
         }
         self.settle_scheme(head, tls);
 
-        let internal = trusted && self.single_or_direct(head) && self.is_internal(&info.remote);
+        // With `use_remote_address` only a request that nobody forwarded can be internal, else only one with a lone address.
+        let internal = trusted && (!self.use_remote_address || !forwarded) && self.is_single(head) && self.is_internal(&info.remote);
         let edge = !internal && self.use_remote_address;
         self.sanitize(head, internal, edge, info);
-        if let Some(cluster) = &self.add_user_agent {
+        if let Some((cluster, node)) = &self.add_user_agent {
             head.headers.insert(X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER.clone(), cluster.clone());
+            if !node.is_empty() {
+                head.headers.insert(X_ENVOY_DOWNSTREAM_SERVICE_NODE.clone(), node.clone());
+            }
             if !head.headers.contains(&header::USER_AGENT) {
                 head.headers.insert(header::USER_AGENT, cluster.clone());
             }
@@ -133,15 +139,14 @@ impl Identity {
             if let Some((address, _)) = last_address(head, self.xff_num_trusted_hops - 1) {
                 info.remote = Address::Ip(SocketAddr::new(address, 0));
             }
-        } else {
+        }
+        if !self.skip_xff_append {
+            append_forwarded_for(head, &connection.remote);
+        }
+        if self.xff_num_trusted_hops == 0 {
             head.headers.insert(X_FORWARDED_PROTO.clone(), self.connection_proto(connection, connection.tls.is_some()));
             if self.append_x_forwarded_port {
                 self.set_port(head, connection);
-            }
-        }
-        if !self.skip_xff_append {
-            if let Address::Ip(remote) = &connection.remote {
-                names::append_comma(&mut head.headers, &X_FORWARDED_FOR, remote.ip().to_string().as_bytes());
             }
         }
     }
@@ -167,9 +172,7 @@ impl Identity {
                     if let Some((address, single)) = found {
                         info.remote = Address::Ip(SocketAddr::new(address, 0));
                         if !skip_append {
-                            if let Address::Ip(remote) = &info.connection.remote {
-                                names::append_comma(&mut head.headers, &X_FORWARDED_FOR, remote.ip().to_string().as_bytes());
-                            }
+                            append_forwarded_for(head, &info.connection.remote);
                         }
                         return Ok(single);
                     }
@@ -213,6 +216,9 @@ impl Identity {
     fn settle_scheme(&self, head: &mut RequestHead, tls: bool) {
         if let Some(scheme) = &self.scheme_to_overwrite {
             head.scheme = scheme.clone();
+            if let Some(proto) = value(scheme.clone()) {
+                head.headers.insert(X_FORWARDED_PROTO.clone(), proto);
+            }
             return;
         }
         head.scheme = match head.headers.get(&X_FORWARDED_PROTO).map(HeaderValue::as_bytes) {
@@ -222,8 +228,7 @@ impl Identity {
         };
     }
 
-    /// With `use_remote_address` the direct peer decides; otherwise only a lone x-forwarded-for address does.
-    fn single_or_direct(&self, head: &RequestHead) -> bool {
+    fn is_single(&self, head: &RequestHead) -> bool {
         self.use_remote_address || !head.headers.get(&X_FORWARDED_FOR).is_some_and(|v| v.as_bytes().contains(&b','))
     }
 
@@ -291,6 +296,23 @@ impl Identity {
         }
         info.sampled = reason != TraceReason::NotTraced;
     }
+}
+
+/// Several x-forwarded-for fields become one, as in Envoy's header map.
+fn join_forwarded_for(head: &mut RequestHead) {
+    if head.headers.get_all(&X_FORWARDED_FOR).nth(1).is_none() {
+        return;
+    }
+    if let Some(all) = nuncio_core::message::joined(&head.headers, &X_FORWARDED_FOR).and_then(|all| HeaderValue::from_bytes(&all).ok()) {
+        head.headers.insert(X_FORWARDED_FOR.clone(), all);
+    }
+}
+
+/// Adds the peer to x-forwarded-for. A peer on this machine's loopback is this machine to everybody else.
+fn append_forwarded_for(head: &mut RequestHead, peer: &Address) {
+    let Address::Ip(peer) = peer else { return };
+    let ip = if peer.ip().is_loopback() { crate::local_address::local_address() } else { peer.ip() };
+    names::append_joined(&mut head.headers, &X_FORWARDED_FOR, b",", ip.to_string().as_bytes());
 }
 
 /// The address `skip` places from the end of x-forwarded-for, and whether it is the only one.

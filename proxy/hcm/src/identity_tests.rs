@@ -68,7 +68,7 @@ fn an_edge_trusts_the_connection_only() {
         &edge(),
         &[("x-forwarded-for", "10.9.9.9"), ("x-forwarded-proto", "https"), ("x-envoy-internal", "true"), ("x-envoy-retry-on", "5xx"), ("x-request-id", "mine")],
     );
-    assert_eq!(head.headers.get_str(&X_FORWARDED_FOR), Some("10.9.9.9, 192.0.2.9"));
+    assert_eq!(head.headers.get_str(&X_FORWARDED_FOR), Some("10.9.9.9,192.0.2.9"));
     assert_eq!(head.headers.get_str(&X_FORWARDED_PROTO), Some("http"));
     assert_eq!(head.headers.get_str(&X_ENVOY_EXTERNAL_ADDRESS), Some("192.0.2.9"));
     assert!(!head.headers.contains(&X_ENVOY_INTERNAL) && !head.headers.contains(&X_ENVOY_RETRY_ON));

@@ -49,7 +49,7 @@ names! {
     PROXY_CONNECTION "proxy-connection";
 }
 
-/// Appends `text` to the header, joined by `, ` as Envoy's appendCopy; adds the header if it is absent.
+/// Appends `text` to the header, joined by `, ` as in Via; adds the header if it is absent.
 pub fn append_comma(headers: &mut Headers, name: &HeaderName, text: &[u8]) {
     append_joined(headers, name, b", ", text);
 }

@@ -8,7 +8,7 @@ use crate::names::*;
 use crate::path::Normalized;
 use crate::router;
 use crate::stream::{Active, MeteredBody};
-use http::{HeaderValue, Method, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use nuncio_core::filter::Needs;
 use nuncio_core::{Body, ByteStr, ConnectionInfo, Exchange, HttpVersion, LocalReply, RequestHead, ResponseFlags, ResponseHead, StreamInfo};
 use nuncio_http::{ConnControl, Malformed, Request, Response, Service};
@@ -61,6 +61,7 @@ impl HttpConnection {
         }
         let mut active = Active::new(Box::new(Exchange::new(head, body, info)), config.clone());
         active.has_body = has_body;
+        active.control = stream.clone();
         let mut streams = router::Streams { informational, control: stream, upgrade: None };
         if let Some(reply) = self.admit(&mut active, upgrade, &mut streams) {
             return self.reply(active, *reply);
@@ -122,7 +123,7 @@ impl HttpConnection {
         }
         if let Err(status) = config.identity.apply(&mut ex.request, &mut ex.info, &config.server.runtime) {
             config.stats.downstream_rq_rejected_via_ip_detection.inc();
-            return refuse(status, "", "original_ip_detection_failed");
+            return refuse(status, "", "rejecting_because_detection_failed");
         }
         resolve_route(&config, ex);
         self.settle_upgrade(active, upgrade, streams)
@@ -132,6 +133,8 @@ impl HttpConnection {
     fn settle_upgrade(&self, active: &mut Active, upgrade: Option<Body>, streams: &mut router::Streams) -> Option<Box<LocalReply>> {
         let body = upgrade?;
         let ex = &mut *active.ex;
+        // The router says that there is no route.
+        ex.route.as_ref()?;
         let kind = if ex.request.method == Method::CONNECT { "CONNECT" } else { ex.request.protocol.as_deref().unwrap_or_default() };
         let by_route = entry(ex).and_then(|e| e.forward()).and_then(|f| f.upgrade(kind));
         if by_route.unwrap_or_else(|| active.config.upgrade_allowed(kind)) {
@@ -177,8 +180,12 @@ impl HttpConnection {
         // As Envoy, which reads the body after the head: what is answered at once is answered before the body.
         let early = active.has_body && !self.suspended.get() && !ex.request.version.is_multiplexed();
         if early {
-            ex.info.request_meter.bytes.set(0);
+            config.stats.downstream_rq_rx_reset.inc();
             ex.info.last_downstream_rx = None;
+            // A body that was read and found too large counts.
+            if ex.info.details.as_deref() != Some("request_payload_too_large") {
+                ex.info.request_meter.bytes.set(0);
+            }
         }
         if early || ex.info.last_downstream_rx.is_none() && ex.info.request_meter.last.get().is_none() {
             config.stats.downstream_rq_response_before_rq_complete.inc();
@@ -211,7 +218,7 @@ impl HttpConnection {
         if let Some(via) = &config.identity.via {
             append_comma(&mut head.headers, &header::VIA, via.as_bytes());
         }
-        if config.always_set_request_id_in_response {
+        if config.always_set_request_id_in_response || ex.request.headers.contains(&X_ENVOY_FORCE_TRACE) {
             if let Some(id) = ex.request.headers.get(&X_REQUEST_ID) {
                 head.headers.insert(X_REQUEST_ID.clone(), id.clone());
             }
@@ -245,11 +252,18 @@ impl Service for HttpConnection {
         let info = StreamInfo::new(self.info.clone(), Some(head.version));
         let mut active = Active::new(Box::new(Exchange::new(head, Body::Empty, info)), config.clone());
         active.headless = headless;
+        let late = error.status == StatusCode::REQUEST_TIMEOUT;
         // A head that could be read is refused by the connection manager's own checks, which say nothing.
-        let text = if headless { nuncio_http::reason_phrase(error.status) } else { "" };
+        let text = match headless {
+            true if late => "request header timeout",
+            true => nuncio_http::reason_phrase(error.status),
+            false => "",
+        };
         local_reply::install(&config.local_reply, &config.server.runtime, &mut active.ex, LocalReply::new(error.status.as_u16(), text, error.details), !headless);
         // Set when the connection ends, so that the reply's formats do not show it.
-        if headless {
+        if late {
+            config.stats.downstream_rq_header_timeout.inc();
+        } else if headless {
             config.stats.downstream_cx_protocol_error.inc();
             active.ex.info.flags.set(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
         }

@@ -7,6 +7,7 @@ use crate::router::UpstreamMeter;
 use nuncio_core::filter::Needs;
 use nuncio_core::{Body, BodySource, Exchange, Frame, ResponseFlags, StreamError};
 use nuncio_format::FormatContext;
+use nuncio_http::StreamControl;
 use nuncio_format::AccessLogType;
 use std::borrow::Cow;
 use std::rc::Rc;
@@ -21,6 +22,8 @@ pub struct Active {
     pub upstream_meter: Option<Rc<UpstreamMeter>>,
     /// The codec refused the request before its head was whole: logs show no request.
     pub headless: bool,
+    /// The client's stream, to tell how it ended.
+    pub control: StreamControl,
     /// The request has a body.
     pub has_body: bool,
     outcome: Outcome,
@@ -40,7 +43,7 @@ impl Active {
     /// Begins a stream.
     pub fn new(ex: Box<Exchange>, config: LocalConfig) -> Self {
         config.stats.request(ex.request.version);
-        Self { ex, config, upstream_meter: None, headless: false, has_body: false, outcome: Outcome::Open }
+        Self { ex, config, upstream_meter: None, headless: false, control: StreamControl::none(), has_body: false, outcome: Outcome::Open }
     }
 
     /// Turns the finished response phase into the body that the codec pulls.
@@ -59,11 +62,15 @@ impl Active {
             Outcome::Open => {
                 // The client went away, or reset its stream.
                 stats.downstream_rq_rx_reset.inc();
+                let (flag, details) = match self.control.was_reset() {
+                    true => (ResponseFlags::DOWNSTREAM_REMOTE_RESET, "http2.remote_reset"),
+                    false => (ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION, "downstream_remote_disconnect"),
+                };
                 if ex.info.flags.is_empty() || ex.info.response_code == 0 {
-                    ex.info.flags.set(ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION);
+                    ex.info.flags.set(flag);
                 }
                 if ex.info.details.is_none() || ex.info.response_code != 0 {
-                    ex.info.details = Some(Cow::Borrowed("downstream_remote_disconnect"));
+                    ex.info.details = Some(Cow::Borrowed(details));
                 }
             }
         }
@@ -72,6 +79,8 @@ impl Active {
             upstream.wire_tx_bytes = meter.tx_bytes.get();
             upstream.wire_rx_bytes = meter.rx_bytes.get();
         }
+        ex.info.wire_rx_bytes = self.control.bytes_received();
+        ex.info.wire_tx_bytes = self.control.bytes_sent();
         let elapsed = ex.info.elapsed();
         ex.info.duration = Some(elapsed);
         if ex.info.response_code != 0 && !ex.info.health_check {
@@ -100,8 +109,9 @@ impl Drop for Active {
 
 /// The response's body on its way to the codec: counts, shows trailers to filters, ends the stream.
 struct ResponseBody {
-    active: Active,
+    /// Dropped before `active`, whose log line tells what it counted.
     inner: Body,
+    active: Active,
 }
 
 impl BodySource for ResponseBody {
@@ -121,6 +131,12 @@ impl BodySource for ResponseBody {
             Some(Err(error)) => {
                 self.active.outcome = Outcome::Reset;
                 crate::router::errors::after_response_started(&mut ex.info, &error);
+                let stats = &self.active.config.stats;
+                match error {
+                    StreamError::LocalReset(crate::router::errors::MAX_DURATION) => stats.downstream_rq_max_duration_reached.inc(),
+                    StreamError::LocalReset(crate::router::errors::STREAM_IDLE_TIMEOUT) => stats.downstream_rq_idle_timeout.inc(),
+                    _ => {}
+                }
                 self.active.config.stats.rq_reset_after_downstream_response_started.inc();
                 Some(Err(error))
             }

@@ -71,6 +71,8 @@ impl Response {
 pub(crate) trait StreamOps {
     fn send_informational(&self, serial: u64, head: &ResponseHead);
     fn poll_closed(&self, serial: u64, cx: &mut Context<'_>) -> Poll<()>;
+    /// Whether the client ended this stream alone, and not its connection.
+    fn was_reset(&self, serial: u64) -> bool;
     fn bytes_received(&self, serial: u64) -> u64;
     fn bytes_sent(&self, serial: u64) -> u64;
 }
@@ -122,6 +124,10 @@ impl StreamControl {
             Some(ops) => ops.poll_closed(self.serial, cx),
             None => Poll::Pending,
         }
+    }
+    /// Whether the client reset the stream and kept its connection (HTTP/2 RST_STREAM).
+    pub fn was_reset(&self) -> bool {
+        self.ops.as_ref().is_some_and(|ops| ops.was_reset(self.serial))
     }
     /// Wire bytes of this stream received so far (`%DOWNSTREAM_WIRE_BYTES_RECEIVED%`); HTTP/2 counts frames before HPACK.
     /// 0 once the next request of an HTTP/1 connection has begun.

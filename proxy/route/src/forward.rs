@@ -30,6 +30,7 @@ pub struct Forward {
     idle_timeout: Option<Option<Duration>>,
     flush_timeout: Option<Option<Duration>>,
     max_stream_duration: Option<Option<Duration>>,
+    bounds_stream: bool,
     grpc: Option<GrpcTimeout>,
     retry: Option<Arc<RetryPolicy>>,
     hedge: Option<Arc<HedgePolicy>>,
@@ -68,6 +69,11 @@ impl GrpcTimeout {
         // Envoy limits after the offset for the deprecated fields, and before it for max_stream_duration.
         let timeout = if self.stream_duration { shortened(limited(asked)) } else { limited(shortened(asked)) };
         (!timeout.is_zero()).then_some(timeout)
+    }
+    /// The duration of a stream whose `grpc-timeout` is `asked`, with the limits of `max_stream_duration`; zero ends it at once.
+    pub fn stream_duration(&self, asked: Duration) -> Duration {
+        let limited = if self.max.is_zero() { asked } else { asked.min(self.max) };
+        limited.saturating_sub(self.offset)
     }
     /// Whether the result bounds the whole stream (`max_stream_duration`) instead of the time to the end of the response
     /// (deprecated `max_grpc_timeout`).
@@ -201,6 +207,7 @@ impl Forward {
             idle_timeout: limited(duration(action.idle_timeout.as_ref(), &at.field("idle_timeout"), cx)?),
             flush_timeout: limited(duration(action.flush_timeout.as_ref(), &at.field("flush_timeout"), cx)?),
             max_stream_duration: limited(max_stream_duration),
+            bounds_stream: action.max_stream_duration.is_some(),
             grpc: grpc_timeout(action, at, cx)?,
             retry,
             hedge,
@@ -232,6 +239,10 @@ impl Forward {
     /// As [`Self::idle_timeout`], for the duration of the whole stream.
     pub fn max_stream_duration(&self) -> Option<Option<Duration>> {
         self.max_stream_duration
+    }
+    /// Whether the route sets `max_stream_duration`, even an empty one: then it has no response timeout.
+    pub fn bounds_stream(&self) -> bool {
+        self.bounds_stream
     }
     /// Whether and how `grpc-timeout` counts.
     pub fn grpc_timeout(&self) -> Option<GrpcTimeout> {

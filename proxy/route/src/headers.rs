@@ -138,7 +138,9 @@ fn write(pending: Pending<'_>, headers: &mut Headers) {
     use HeaderAppendAction as Action;
     let overwrites = |addition: &Addition| matches!(addition.action, Action::OverwriteIfExists | Action::OverwriteIfExistsOrAdd);
     for (addition, value) in pending.iter().filter(|(a, _)| overwrites(a)) {
-        headers.insert(addition.name.clone(), value.clone());
+        // What is overwritten moves to the end.
+        headers.remove(&addition.name);
+        headers.append(addition.name.clone(), value.clone());
     }
     for (addition, value) in pending.into_iter().filter(|(a, _)| !overwrites(a)) {
         headers.append(addition.name.clone(), value);

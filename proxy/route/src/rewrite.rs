@@ -177,6 +177,9 @@ pub fn update_authority(request: &mut RequestHead, host: ByteStr, append_forward
         return;
     }
     let Ok(value) = HeaderValue::from_maybe_shared(old.into_bytes()) else { return };
+    if keep_original {
+        request.headers.insert(X_ENVOY_ORIGINAL_HOST.clone(), value.clone());
+    }
     if append_forwarded {
         match request.headers.get(&X_FORWARDED_HOST).filter(|v| !v.is_empty()) {
             None => request.headers.insert(X_FORWARDED_HOST.clone(), value.clone()),
@@ -191,8 +194,5 @@ pub fn update_authority(request: &mut RequestHead, host: ByteStr, append_forward
                 }
             }
         }
-    }
-    if keep_original {
-        request.headers.insert(X_ENVOY_ORIGINAL_HOST.clone(), value);
     }
 }

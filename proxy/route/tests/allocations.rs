@@ -86,5 +86,5 @@ fn static_header_values_cost_no_formatting() {
     let before = COUNT.with(Cell::get);
     entry.finalize_request(&mut head, &info, true);
     assert_eq!(COUNT.with(Cell::get) - before, 0);
-    assert_eq!(kit::shown(&head), "h / [x-b: two, x-d: kept, x-a: one]");
+    assert_eq!(kit::shown(&head), "h / [x-d: kept, x-b: two, x-a: one]");
 }

@@ -147,6 +147,7 @@ pub struct ClusterStats {
     internal: OnceLock<Box<Responses>>,
     external: OnceLock<Box<Responses>>,
     canary: OnceLock<Box<Responses>>,
+    retry: OnceLock<Box<Responses>>,
     zones: Zones,
     outlier: OnceLock<Box<OutlierStats>>,
 }
@@ -208,6 +209,7 @@ impl ClusterStats {
             internal: OnceLock::new(),
             external: OnceLock::new(),
             canary: OnceLock::new(),
+            retry: OnceLock::new(),
             zones: Zones::default(),
             outlier: OnceLock::new(),
             scope: scope.clone(),
@@ -242,6 +244,10 @@ impl ClusterStats {
         if let Some(zones) = how.zones {
             self.zones.with(&self.scope, zones, |zone| zone.responses.codes.charge(&self.scope, &zone.prefix, code));
         }
+    }
+    /// Counts the code of a response that was not passed on because the request is tried again: `retry.upstream_rq_503`, ..
+    pub fn charge_retried(&self, code: u16) {
+        self.responses(&self.retry, "retry.").codes.charge(&self.scope, "retry.", code);
     }
     /// Records how long a response took in milliseconds: `upstream_rq_time`, and the same by kind.
     pub fn charge_time(&self, millis: u64, how: &Charge<'_>) {

@@ -118,7 +118,7 @@ def upstream_failures():
     plain.get("half head", "/x", upstream=[[b"HTTP/1.1 200 OK\r\nx: y\r\n", "close"]])
     plain.get("half body", "/x", upstream=[[b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n12345", 0.1, "close"]])
     plain.get("half chunked", "/x", upstream=[[b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n12345\r\n", 0.1, "close"]])
-    plain.get("bad chunk", "/x", upstream=[[b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n12345\r\nzz\r\n", 0.1, "close"]])
+    plain.get("bad chunk", "/x", upstream=[[b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\n12345\r\n", 0.1, b"zz\r\n", 0.1, "close"]])
     plain.get("until close", "/x", upstream=[[b"HTTP/1.1 200 OK\r\n\r\nall of it", "close"]])
     plain.get("http10 upstream", "/x", upstream=[[b"HTTP/1.0 200 OK\r\n\r\nold", "close"]])
     plain.get("http10 keep-alive", "/x", upstream=[[b"HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 3\r\n\r\nold"]])
@@ -127,7 +127,6 @@ def upstream_failures():
     plain.get("too long", "/x", upstream=[[b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabcdef", 0.1, "close"]])
     plain.get("204 with body", "/x", upstream=[[b"HTTP/1.1 204 No Content\r\ncontent-length: 3\r\n\r\nabc", 0.1, "close"]])
     plain.get("304 with length", "/x", upstream=[[b"HTTP/1.1 304 Not Modified\r\ncontent-length: 3\r\n\r\n"]])
-    plain.get("unasked 101", "/x", upstream=[[b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n", 0.1, "close"]])
     plain.get("100 continue", "/x", upstream=[[b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx"]])
     plain.get("103 early hints", "/x", upstream=[[b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx"]])
     plain.get("102 processing", "/x", upstream=[[b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nx"]])
@@ -135,11 +134,28 @@ def upstream_failures():
     plain.get("many headers", "/x", upstream=[[b"HTTP/1.1 200 OK\r\n" + b"x: y\r\n" * 150 + b"\r\n", "close"]])
     plain.get("status 999", "/x", upstream=[[b"HTTP/1.1 999 What\r\ncontent-length: 0\r\n\r\n"]])
     plain.get("status 600", "/x", upstream=[[b"HTTP/1.1 600 What\r\ncontent-length: 0\r\n\r\n"]])
-    plain.get("status 99", "/x", upstream=[[b"HTTP/1.1 099 What\r\ncontent-length: 0\r\n\r\n", "close"]])
     plain.get("no reason", "/x", upstream=[[b"HTTP/1.1 200 \r\ncontent-length: 0\r\n\r\n"]])
     plain.get("own reason", "/x", upstream=[[b"HTTP/1.1 200 My Reason\r\ncontent-length: 0\r\n\r\n"]])
     return plain
 
 
+def strange_upstreams():
+    """Answers that Envoy passes on and Nuncio refuses; each on a process of its own, because what follows depends on them."""
+    switching = Setup("unasked-101")
+    switching.get("101", "/x", upstream=[[b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n", 0.1, "close"]])
+    low = Setup("status-99")
+    low.get("99", "/x", upstream=[[b"HTTP/1.1 099 What\r\ncontent-length: 0\r\n\r\n", "close"]])
+    return [switching, low]
+
+
+def statuses():
+    """The reason phrase of every status."""
+    setup = Setup("statuses", routes=[route({"path": f"/{status}"}, direct_response=say("x", status)) for status in range(200, 600) if status not in (204, 304)])
+    for status in [*range(200, 227), *range(300, 309), *range(400, 452), *range(500, 512), 299, 399, 499, 520, 598, 599]:
+        if status not in (204, 304):
+            setup.get(f"/{status}")
+    return setup
+
+
 def setups():
-    return [direct(), redirects(), mapped(), upstream_failures()]
+    return [direct(), redirects(), mapped(), upstream_failures(), *strange_upstreams(), statuses()]

@@ -32,7 +32,8 @@ class Names:
         if lower == "date" and DATE.match(value):
             value = "<date>"
         elif lower in TIMES and value.isdigit():
-            value = "<ms>" if lower == TIMES[0] else value
+            # A retry is told what is left; a few milliseconds are nobody's behaviour.
+            value = "<ms>" if lower == TIMES[0] else str(-(-int(value) // 100) * 100)
         return f"{name}: {self.text(value)}"
 
     def headers(self, pairs):
@@ -145,8 +146,13 @@ def show_http1(connection, names):
 
 
 def show_upstream(seen, names):
-    return [[record["upstream"], names.text(record["line"]), names.headers(record["headers"]), names.body(record["body"]),
+    return [[record["upstream"], names.text(record["line"]), names.headers(in_order(record["headers"])), names.body(record["body"]),
              names.headers(record["trailers"])] for record in seen]
+
+
+def in_order(pairs):
+    """HTTP/2 gives the order of pseudo headers no meaning."""
+    return sorted(pair for pair in pairs if pair[0].startswith(":")) + [pair for pair in pairs if not pair[0].startswith(":")]
 
 
 def observe(setup, side):

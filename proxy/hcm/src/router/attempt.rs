@@ -69,7 +69,12 @@ impl Attempt<'_> {
         let mut sending = true;
         let end = poll_fn(|cx| {
             if sending {
-                match self.pump.poll(&mut stream, cx) {
+                let before = self.pump.frames();
+                let polled = self.pump.poll(&mut stream, cx);
+                if self.pump.frames() > before {
+                    self.deadlines.set(Deadline::Idle, self.idle);
+                }
+                match polled {
                     Poll::Pending => {}
                     Poll::Ready(Ok(())) => sending = false,
                     Poll::Ready(Err(PumpError::Downstream(error))) => return Poll::Ready(Err(Failed::Downstream(error))),
@@ -93,8 +98,7 @@ impl Attempt<'_> {
                     Poll::Ready(Ok(head)) => return Poll::Ready(Ok(head)),
                     Poll::Ready(Err(error)) => {
                         let processed = stream.bytes_written() > 0 && error != StreamError::RemoteRefused;
-                        let reused = stream.is_reused() && stream.bytes_read() == 0 && matches!(error, StreamError::ConnectionClosed(_));
-                        return Poll::Ready(Err(Failed::Upstream { processed: processed && !(reused && self.is_safe()), error }));
+                        return Poll::Ready(Err(Failed::Upstream { processed, error }));
                     }
                     Poll::Pending => break,
                 }
@@ -134,11 +138,5 @@ impl Attempt<'_> {
     fn touch(&mut self) {
         self.deadlines.set(Deadline::Idle, self.idle);
         self.deadlines.set(Deadline::PerTryIdle, self.timeouts.per_try_idle);
-    }
-
-    /// A method whose repetition does no harm (RFC 9110, 9.2.2): only those go again on a hunch that nobody saw them.
-    fn is_safe(&self) -> bool {
-        use http::Method;
-        matches!(self.request.method, Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE)
     }
 }

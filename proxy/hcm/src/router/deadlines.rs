@@ -19,12 +19,21 @@ pub enum Deadline {
     Idle,
     /// Route or connection manager `max_stream_duration`.
     MaxDuration,
+    /// The cluster's `max_stream_duration`.
+    UpstreamMaxDuration,
     /// Connection manager `request_timeout`: the whole request must have arrived.
     Request,
 }
 
-const ALL: [Deadline; 6] =
-    [Deadline::Global, Deadline::PerTry, Deadline::PerTryIdle, Deadline::Idle, Deadline::MaxDuration, Deadline::Request];
+const ALL: [Deadline; 7] = [
+    Deadline::Global,
+    Deadline::PerTry,
+    Deadline::PerTryIdle,
+    Deadline::Idle,
+    Deadline::MaxDuration,
+    Deadline::UpstreamMaxDuration,
+    Deadline::Request,
+];
 
 /// The deadlines of one stream.
 #[derive(Default)]
@@ -45,6 +54,10 @@ impl Deadlines {
     /// Whether `which` is armed.
     pub fn is_set(&self, which: Deadline) -> bool {
         self.at.get(which as usize).is_some_and(Option::is_some)
+    }
+    /// How long until `which` runs out, if it is armed.
+    pub fn left(&self, which: Deadline) -> Option<Duration> {
+        Some(self.at.get(which as usize).copied()??.saturating_duration_since(Instant::now()))
     }
     /// Ready when a deadline ran out; that one is disarmed.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Deadline> {

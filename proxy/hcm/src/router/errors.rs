@@ -38,14 +38,14 @@ pub fn flag(error: &StreamError) -> ResponseFlags {
     }
 }
 
-/// The local reply for a failure before any response header.
-pub fn before_response(error: &StreamError) -> Box<LocalReply> {
+/// The local reply for a failure before any response header. `retried`: there was an attempt before. What the transport said is for
+/// logs only.
+pub fn before_response(error: &StreamError, retried: bool) -> Box<LocalReply> {
     let reason = reason(error);
-    let mut body = format!("upstream connect error or disconnect/reset before headers. reset reason: {reason}");
+    let again = if retried { "retried and the latest " } else { "" };
+    let body = format!("upstream connect error or disconnect/reset before headers. {again}reset reason: {reason}");
     let mut details = reason.replace(' ', "_");
     if let Some(why) = transport_reason(error) {
-        body.push_str(", transport failure reason: ");
-        body.push_str(why);
         details.push('|');
         details.push_str(&why.replace(char::is_whitespace, "_"));
     }
@@ -80,7 +80,8 @@ pub fn after_response_started(info: &mut StreamInfo, error: &StreamError) {
 /// Details of resets that this proxy decides on after the response began.
 pub const RESPONSE_TIMEOUT: &str = "response_timeout";
 pub const STREAM_IDLE_TIMEOUT: &str = "stream_idle_timeout";
-pub const MAX_DURATION: &str = "upstream_max_stream_duration_reached";
+pub const MAX_DURATION: &str = "max_duration_timeout";
+pub const UPSTREAM_MAX_DURATION: &str = "upstream_max_stream_duration_reached";
 pub const PER_TRY_IDLE_TIMEOUT: &str = "upstream_per_try_idle_timeout";
 pub const PER_TRY_TIMEOUT: &str = "upstream_per_try_timeout";
 
@@ -88,7 +89,8 @@ fn local_flag(detail: &str) -> ResponseFlags {
     match detail {
         RESPONSE_TIMEOUT | PER_TRY_TIMEOUT | PER_TRY_IDLE_TIMEOUT => ResponseFlags::UPSTREAM_REQUEST_TIMEOUT,
         STREAM_IDLE_TIMEOUT => ResponseFlags::STREAM_IDLE_TIMEOUT,
-        MAX_DURATION => ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED,
+        MAX_DURATION => ResponseFlags::default(),
+        UPSTREAM_MAX_DURATION => ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED,
         _ => ResponseFlags::LOCAL_RESET,
     }
 }

@@ -29,6 +29,13 @@ pub fn charge(cluster: &Arc<Cluster>, config: &HcmConfig, request: &RequestHead,
     stats.charge_time(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX), &how);
 }
 
+/// Counts a response that a retry replaces, under `retry.`.
+pub fn charge_retried(cluster: &Arc<Cluster>, config: &HcmConfig, status: u16) {
+    if config.router.dynamic_stats {
+        cluster.stats().charge_retried(status);
+    }
+}
+
 /// Counts what the proxy answers itself for a cluster (`Router::Filter::chargeUpstreamAbort`).
 pub fn charge_reply(cluster: &Arc<Cluster>, config: &HcmConfig, request: &RequestHead, host: Option<&Arc<Host>>, status: u16) {
     if !config.router.dynamic_stats {

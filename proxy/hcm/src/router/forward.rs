@@ -21,6 +21,9 @@ use std::any::Any;
 use std::rc::Rc;
 use std::sync::Arc;
 
+/// The gRPC status of a stream that took too long.
+const DEADLINE_EXCEEDED: u32 = 4;
+
 /// The cluster behind a view.
 pub fn cluster_of(view: Arc<dyn views::ClusterView>) -> Option<Arc<Cluster>> {
     let any: Arc<dyn Any + Send + Sync> = view;
@@ -62,7 +65,7 @@ pub async fn forward(active: &mut Active, streams: &mut Streams, entry: &RouteEn
     }
     let ex = &mut *active.ex;
     ex.info.upstream_mut().cluster = ex.cluster.clone();
-    let timeouts = timeouts::settle(forward, &config.router, &mut ex.request)?;
+    let timeouts = timeouts::settle(forward, &config.router, config.timeouts.max_stream_duration, &mut ex.request)?;
     let retry = RetryState::new(forward.retry_policy(), &mut ex.request);
     entry.finalize_request(&mut ex.request, &ex.info, !config.router.suppress_envoy_headers);
     let HashResult { hash, set_cookies } = forward.hash(&ex.request, &ex.info);
@@ -78,7 +81,8 @@ pub async fn forward(active: &mut Active, streams: &mut Streams, entry: &RouteEn
     let pump = RequestPump::new(body, keep, limit, tees);
     let mut deadlines = Deadlines::default();
     deadlines.set(Deadline::Idle, forward.idle_timeout().unwrap_or(config.timeouts.stream_idle));
-    deadlines.set(Deadline::MaxDuration, timeouts.max_stream_duration.unwrap_or(config.timeouts.max_stream_duration).or(cluster.max_stream_duration()));
+    deadlines.set(Deadline::MaxDuration, timeouts.max_stream_duration);
+    deadlines.set(Deadline::UpstreamMaxDuration, cluster.max_stream_duration());
     if !pump.received_all() {
         deadlines.set(Deadline::Request, config.timeouts.request);
     }
@@ -101,7 +105,10 @@ pub async fn forward(active: &mut Active, streams: &mut Streams, entry: &RouteEn
     };
     let response = match this.attempts(streams).await {
         Ok(response) => response,
-        Err(reply) => {
+        Err(mut reply) => {
+            if entry.include_attempt_count_in_response() && !config.router.suppress_envoy_headers {
+                reply.headers.insert(X_ENVOY_ATTEMPT_COUNT.clone(), HeaderValue::from(this.active.ex.info.attempts));
+            }
             // As Envoy, which counts what it answers for a cluster like what the cluster answers.
             if reply.status >= 500 {
                 finish::charge_reply(&this.cluster, &config, &this.active.ex.request, this.tried.last(), reply.status);
@@ -166,7 +173,10 @@ impl Forwarding<'_> {
                 End::Response(response) => {
                     self.report_response(&host, &response);
                     match self.retry_response(&response.head) {
-                        Some(delay) => (None, delay),
+                        Some(delay) => {
+                            finish::charge_retried(&self.cluster, &self.active.config, response.head.status.as_u16());
+                            (None, delay)
+                        }
                         None => return Ok(*response),
                     }
                 }
@@ -175,7 +185,7 @@ impl Forwarding<'_> {
                     let delay = self.retry_after(&Failure::Reset { error: &error, processed });
                     match delay {
                         Some(delay) => (None, delay),
-                        None => (Some(errors::before_response(&error)), std::time::Duration::ZERO),
+                        None => (Some(errors::before_response(&error, self.active.ex.info.attempts > 1)), std::time::Duration::ZERO),
                     }
                 }
                 End::Deadline(which, _) => {
@@ -198,7 +208,7 @@ impl Forwarding<'_> {
                 tokio::time::sleep(delay).await;
             }
             if !self.pump.rewind() {
-                return Err(errors::before_response(&StreamError::LocalReset("request_body_not_kept")));
+                return Err(errors::before_response(&StreamError::LocalReset("request_body_not_kept"), true));
             }
         }
     }
@@ -256,6 +266,11 @@ impl Forwarding<'_> {
     async fn attempt(&mut self, host: &Arc<Host>, streams: &Streams) -> End {
         let config = self.active.config.clone();
         let ex = &mut *self.active.ex;
+        if ex.info.attempts > 1 {
+            let global = self.timeouts.global.unwrap_or_default();
+            let elapsed = self.deadlines.left(Deadline::Global).map_or(std::time::Duration::ZERO, |left| global.saturating_sub(left));
+            self.timeouts.tell(&mut ex.request, elapsed);
+        }
         if self.entry.include_request_attempt_count() && !config.router.suppress_envoy_headers {
             ex.request.headers.insert(X_ENVOY_ATTEMPT_COUNT.clone(), HeaderValue::from(ex.info.attempts));
         }
@@ -269,7 +284,6 @@ impl Forwarding<'_> {
         upstream.host = Some(host.clone());
         upstream.failure = None;
         upstream.attempted.push(HostView::address(host.as_ref()).clone());
-        self.cluster.stats().traffic.upstream_rq_total.inc();
         let options = OpenOptions::from_stream(&ex.info, self.priority);
         let run = attempt::Attempt {
             request: &ex.request,
@@ -368,8 +382,8 @@ impl Forwarding<'_> {
             Deadline::Global => traffic.upstream_rq_timeout.inc(),
             Deadline::PerTry => traffic.upstream_rq_per_try_timeout.inc(),
             Deadline::PerTryIdle => traffic.upstream_rq_per_try_idle_timeout.inc(),
-            Deadline::MaxDuration => return traffic.upstream_rq_max_duration_reached.inc(),
-            Deadline::Idle | Deadline::Request => return,
+            Deadline::UpstreamMaxDuration => return traffic.upstream_rq_max_duration_reached.inc(),
+            Deadline::Idle | Deadline::Request | Deadline::MaxDuration => return,
         }
         host.stats.rq_timeout.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         self.cluster.report(host, nuncio_upstream::Outcome::LocalOriginTimeout);
@@ -379,7 +393,7 @@ impl Forwarding<'_> {
         let stats = &self.active.config.stats;
         let upstream = |details| LocalReply::new(504, "upstream request timeout", details).flag(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT);
         let reply = match which {
-            Deadline::Global if self.active.ex.request.headers.get_str(&X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE) == Some("1") => {
+            Deadline::Global if self.timeouts.alt_response => {
                 LocalReply::new(204, "", errors::RESPONSE_TIMEOUT).flag(ResponseFlags::UPSTREAM_REQUEST_TIMEOUT)
             }
             Deadline::Global => upstream(errors::RESPONSE_TIMEOUT),
@@ -392,9 +406,12 @@ impl Forwarding<'_> {
             }
             Deadline::MaxDuration => {
                 stats.downstream_rq_max_duration_reached.inc();
-                LocalReply::new(408, "upstream max stream duration reached", errors::MAX_DURATION)
-                    .flag(ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED)
+                let mut reply = LocalReply::new(504, "downstream duration timeout", errors::MAX_DURATION);
+                reply.grpc_status = Some(DEADLINE_EXCEEDED);
+                reply
             }
+            Deadline::UpstreamMaxDuration => LocalReply::new(504, "upstream max stream duration reached", errors::UPSTREAM_MAX_DURATION)
+                .flag(ResponseFlags::UPSTREAM_MAX_STREAM_DURATION_REACHED),
             Deadline::Request => {
                 stats.downstream_rq_timeout.inc();
                 LocalReply::new(408, "request timeout", "request_overall_timeout")
@@ -426,11 +443,11 @@ impl Forwarding<'_> {
         for cookie in cookies {
             head.headers.append(header::SET_COOKIE, cookie);
         }
-        entry.finalize_response(&mut head, &ex.request, &ex.info);
         ex.info.details = Some("via_upstream".into());
         ex.info.response_code = head.status.as_u16();
-        let idle = forward.idle_timeout().unwrap_or(config.timeouts.stream_idle);
         finish::note_upstream(&mut ex.info, &stream);
+        entry.finalize_response(&mut head, &ex.request, &ex.info);
+        let idle = forward.idle_timeout().unwrap_or(config.timeouts.stream_idle);
         if stream.is_end() && pump.is_done() {
             let upstream = ex.info.upstream_mut();
             upstream.wire_tx_bytes = stream.bytes_written();

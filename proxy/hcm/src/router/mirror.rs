@@ -2,10 +2,13 @@
 //! The copy never slows the request: its body is queued up to a bound, and a mirror that falls behind is dropped.
 //! Source: RouteAction.request_mirror_policies. Belongs to one worker.
 
+use crate::local_address::local_address;
+use crate::names::{X_ENVOY_INTERNAL, X_FORWARDED_FOR, append_joined};
 use bytes::Bytes;
+use http::HeaderValue;
 use nuncio_core::info::StreamInfo;
 use nuncio_core::{BodySource, Frame, Headers, RequestHead, StreamError};
-use nuncio_upstream::{Cluster, LbContext, OpenOptions, Upstreams};
+use nuncio_upstream::{Charge, Cluster, LbContext, OpenOptions, Upstreams};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -115,7 +118,10 @@ pub struct Mirror {
 
 impl Mirror {
     /// Sends the request on its own task of this worker.
-    pub fn send(self, info: &StreamInfo, hash: Option<u64>) {
+    pub fn send(mut self, info: &StreamInfo, hash: Option<u64>) {
+        // The copy is the proxy's own request, and says so (Envoy's `AsyncStreamImpl`).
+        self.head.headers.insert(X_ENVOY_INTERNAL.clone(), HeaderValue::from_static("true"));
+        append_joined(&mut self.head.headers, &X_FORWARDED_FOR, b",", local_address().to_string().as_bytes());
         let connection = info.connection.clone();
         let version = info.protocol;
         tokio::task::spawn_local(async move {
@@ -144,7 +150,9 @@ impl Mirror {
         })
         .await;
         let Ok(head) = head else { return };
-        self.cluster.report(&host, nuncio_upstream::Outcome::HttpCode(head.status.as_u16()));
+        let status = head.status.as_u16();
+        self.cluster.report(&host, nuncio_upstream::Outcome::HttpCode(status));
+        self.cluster.stats().charge_response(status, &Charge { internal: true, canary: host.canary(), zones: None });
         while let Some(Ok(_)) = std::future::poll_fn(|cx| {
             let _ = pump.poll(&mut stream, cx);
             stream.poll_frame(cx)

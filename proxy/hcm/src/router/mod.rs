@@ -57,7 +57,7 @@ pub async fn run(active: &mut Active, streams: &mut Streams) -> Result<(), Box<L
             // As Envoy: a created or moved resource is where it was asked for.
             let status = direct.status();
             let location = (status == 201 || (300..400).contains(&status)).then(|| format!("{}://{}{}", request.scheme, request.authority, request.path));
-            let kind = direct.is_formatted().then(|| direct.content_type());
+            let kind = Some(direct.content_type()).filter(|kind| direct.is_formatted() && *kind != "text/plain");
             Err(Box::new(answer(active, entry, status, body, location, kind)))
         }
         Action::NonForwarding => Err(Box::new(LocalReply::new(404, "", "route_not_found").flag(ResponseFlags::NO_ROUTE_FOUND))),

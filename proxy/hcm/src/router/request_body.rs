@@ -28,6 +28,8 @@ pub struct RequestPump {
     ended: bool,
     /// The end was sent on the current attempt.
     sent_end: bool,
+    /// Frames that came from the client.
+    frames: u64,
     tees: Vec<Tee>,
 }
 
@@ -43,11 +45,15 @@ impl RequestPump {
     /// A pump of `source`; up to `limit` bytes are kept for retries if `keep`.
     pub fn new(source: Body, keep: bool, limit: usize, tees: Vec<Tee>) -> Self {
         let ended = source.is_end() && !matches!(source, Body::Full(ref b) if !b.is_empty());
-        Self { source, queue: VecDeque::new(), kept: keep.then(|| Kept { limit, ..Kept::default() }), ended, sent_end: ended, tees }
+        Self { source, queue: VecDeque::new(), kept: keep.then(|| Kept { limit, ..Kept::default() }), ended, sent_end: ended, frames: 0, tees }
     }
     /// Whether there is no body at all: the head ends the request.
     pub fn is_empty(&self) -> bool {
         self.ended && self.queue.is_empty() && self.kept.as_ref().is_none_or(|k| k.data.is_empty() && k.trailers.is_none())
+    }
+    /// Frames that came from the client so far: more of them is progress of the stream.
+    pub fn frames(&self) -> u64 {
+        self.frames
     }
     /// Whether the client's request is complete.
     pub fn received_all(&self) -> bool {
@@ -114,6 +120,7 @@ impl RequestPump {
     }
 
     fn accept(&mut self, frame: Frame) {
+        self.frames += 1;
         for tee in &self.tees {
             tee.push(&frame);
         }

@@ -14,29 +14,52 @@ pub struct Timeouts {
     pub global: Option<Duration>,
     pub per_try: Option<Duration>,
     pub per_try_idle: Option<Duration>,
-    /// The outer none leaves it to the connection manager.
-    pub max_stream_duration: Option<Option<Duration>>,
+    /// Of the whole stream, as route, client and connection manager have it.
+    pub max_stream_duration: Option<Duration>,
+    /// The client asked for a 204 in the place of a 504.
+    pub alt_response: bool,
+    /// The upstream is told what is left of the whole time, not of a try.
+    hedged: bool,
+    tell_expected: bool,
+}
+
+impl Timeouts {
+    /// Tells the upstream how long it has, `elapsed` after the request was complete. Source: `FilterUtility::setTimeoutHeaders`.
+    pub fn tell(&self, head: &mut RequestHead, elapsed: Duration) -> Option<Duration> {
+        let expected = if self.hedged { self.global } else { self.per_try.or(self.global) }?;
+        let left = self.global.map_or(expected, |global| expected.min(global.saturating_sub(elapsed)));
+        // None left would read as no limit.
+        let left = left.max(Duration::from_millis(1));
+        if self.tell_expected {
+            let millis = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+            head.headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS.clone(), HeaderValue::from(millis));
+        }
+        Some(left)
+    }
 }
 
 /// Settles the timeouts and the header that tells the upstream of them.
-pub fn settle(forward: &Forward, config: &RouterConfig, head: &mut RequestHead) -> Result<Timeouts, Box<LocalReply>> {
+pub fn settle(forward: &Forward, config: &RouterConfig, manager_max: Option<Duration>, head: &mut RequestHead) -> Result<Timeouts, Box<LocalReply>> {
     strict(config, head)?;
     let grpc = head.is_grpc();
-    let mut timeouts = Timeouts { global: forward.timeout(), max_stream_duration: forward.max_stream_duration(), ..Timeouts::default() };
+    // A route with `max_stream_duration` has no response timeout unless a header asks for one.
+    let global = if forward.bounds_stream() { None } else { forward.timeout() };
+    let max_stream_duration = forward.max_stream_duration().unwrap_or(manager_max);
+    let mut timeouts = Timeouts { global, max_stream_duration, ..Timeouts::default() };
     if let Some(retry) = forward.retry_policy() {
         timeouts.per_try = retry.per_try_timeout;
         timeouts.per_try_idle = retry.per_try_idle_timeout;
     }
-    if grpc {
-        if let Some(limits) = forward.grpc_timeout() {
-            // Without the header the client asks for infinity.
-            let bounded = limits.apply(grpc_timeout(head).unwrap_or_default());
-            if limits.is_stream_duration() {
-                timeouts.max_stream_duration = Some(bounded);
-            } else {
-                timeouts.global = bounded;
+    let limits = forward.grpc_timeout();
+    match limits {
+        Some(limits) if limits.is_stream_duration() => {
+            if let Some(asked) = grpc_timeout(head) {
+                timeouts.max_stream_duration = Some(limits.stream_duration(asked));
             }
         }
+        // Without the header the client asks for infinity.
+        Some(limits) if grpc => timeouts.global = limits.apply(grpc_timeout(head).unwrap_or_default()),
+        _ => {}
     }
     if config.respect_expected_rq_timeout {
         if let Some(expected) = milliseconds(head, &X_ENVOY_EXPECTED_RQ_TIMEOUT_MS) {
@@ -54,18 +77,22 @@ pub fn settle(forward: &Forward, config: &RouterConfig, head: &mut RequestHead) 
     if timeouts.per_try >= timeouts.global && timeouts.global.is_some() {
         timeouts.per_try = None;
     }
-    let expected = timeouts.per_try.or(timeouts.global);
-    if !config.suppress_envoy_headers {
-        if let Some(expected) = expected {
-            let millis = u64::try_from(expected.as_millis()).unwrap_or(u64::MAX);
-            head.headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS.clone(), HeaderValue::from(millis));
-        }
-    }
+    // Headers for this proxy, not for the upstream.
+    let mut taken = |name: &HeaderName| head.headers.remove(name).is_some_and(|v| v.as_bytes() == b"true" || v.as_bytes() == b"1");
+    timeouts.alt_response = taken(&X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE);
+    timeouts.hedged = taken(&X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT) || forward.hedge_policy().is_some_and(|hedge| hedge.hedge_on_per_try_timeout);
+    taken(&X_ENVOY_UPSTREAM_ALT_STAT_NAME);
+    timeouts.tell_expected = !config.suppress_envoy_headers;
+    let expected = timeouts.tell(head, Duration::ZERO);
     if grpc {
-        if let (Some(expected), true) = (expected, forward.grpc_timeout().is_some()) {
-            if let Ok(text) = HeaderValue::try_from(format!("{}m", expected.as_millis())) {
-                head.headers.insert(GRPC_TIMEOUT.clone(), text);
-            }
+        // The upstream shall know how long it has.
+        let left = match limits {
+            _ if timeouts.max_stream_duration.is_some() => timeouts.max_stream_duration,
+            Some(limits) if !limits.is_stream_duration() => expected,
+            _ => None,
+        };
+        if let Some(text) = left.and_then(|left| HeaderValue::try_from(format!("{}m", left.as_millis())).ok()) {
+            head.headers.insert(GRPC_TIMEOUT.clone(), text);
         }
     }
     Ok(timeouts)

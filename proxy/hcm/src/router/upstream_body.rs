@@ -207,6 +207,7 @@ impl BodySource for UpstreamBody {
                         Deadline::PerTryIdle => errors::PER_TRY_IDLE_TIMEOUT,
                         Deadline::Idle | Deadline::Request => errors::STREAM_IDLE_TIMEOUT,
                         Deadline::MaxDuration => errors::MAX_DURATION,
+                        Deadline::UpstreamMaxDuration => errors::UPSTREAM_MAX_DURATION,
                     })),
                 }
             }

@@ -239,6 +239,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> StreamOps for Conn<IO> {
         }
         Poll::Pending
     }
+    fn was_reset(&self, _serial: u64) -> bool {
+        false
+    }
     fn bytes_received(&self, serial: u64) -> u64 {
         let state = self.state.borrow();
         if state.serial == serial { state.rx } else { 0 }

@@ -33,6 +33,8 @@ struct Shared {
     /// The final head was sent.
     answered: Cell<bool>,
     closed: Cell<bool>,
+    /// The client reset the stream; its connection goes on.
+    reset: Cell<bool>,
     rx: Cell<u64>,
     tx: Cell<u64>,
     gate: Cell<Gate>,
@@ -54,7 +56,9 @@ impl Shared {
     }
     /// Whether the client reset the stream or is gone; registers this task for it.
     fn poll_reset(&self, cx: &mut Context<'_>) -> bool {
-        self.respond.borrow_mut().poll_reset(cx).is_ready()
+        let polled = self.respond.borrow_mut().poll_reset(cx);
+        self.reset.set(matches!(polled, Poll::Ready(Ok(_))));
+        polled.is_ready()
     }
     fn sent(&self, n: u64) {
         self.tx.set(self.tx.get() + n + FRAME_HEADER);
@@ -81,6 +85,9 @@ impl StreamOps for Shared {
             wakers.push(cx.waker().clone());
         }
         Poll::Pending
+    }
+    fn was_reset(&self, _serial: u64) -> bool {
+        self.reset.get()
     }
     fn bytes_received(&self, _serial: u64) -> u64 {
         self.rx.get()
@@ -175,6 +182,7 @@ pub async fn serve<S: Service>(
         respond: RefCell::new(respond),
         answered: Cell::new(false),
         closed: Cell::new(false),
+        reset: Cell::new(false),
         rx: Cell::new(0),
         tx: Cell::new(0),
         gate: Cell::new(Gate::Asked),
@@ -301,7 +309,8 @@ async fn pump(shared: &Shared, send: &mut SendStream<Bytes>, body: &mut Body, op
                     }
                 }
             }
-            if send.poll_reset(cx).is_ready() {
+            if let Poll::Ready(end) = send.poll_reset(cx) {
+                shared.reset.set(end.is_ok());
                 return Poll::Ready(Err(()));
             }
             body.poll_frame(cx).map(Ok)
