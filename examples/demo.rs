@@ -33,7 +33,9 @@ fn main() {
     let mut connection = Connection::open(web).unwrap();
     connection.request("GET", "shop", "/", &[], &[]).unwrap();
     gateway.write("rds.yaml", &config::rds("2", &config::split(&[("catalog-v1", 0), ("catalog-v2", 100)])));
-    eventually("the route change", || gateway.admin("/config_dump?resource=dynamic_route_configs").text().contains("\"version_info\": \"2\""));
+    eventually("the route change", || {
+        gateway.admin("/config_dump?resource=dynamic_route_configs").text().contains("\"version_info\": \"2\"")
+    });
     let after: Vec<_> = (0..100).map(|_| who(&connection.request("GET", "shop", "/", &[], &[]).unwrap())).collect();
     assert!(after.iter().all(|n| n != "v1"), "v1 gets nothing any more");
     println!("   100 requests on the same connection: none to v1");
@@ -56,7 +58,9 @@ fn main() {
 
     println!("\n4. What /config_dump says of the route");
     let dump: String = gateway.admin("/config_dump?resource=dynamic_route_configs").text();
-    dump.lines().filter(|l| l.contains("version_info") || l.contains("\"name\": \"catalog") || l.contains("\"weight\"")).for_each(|l| println!("   {}", l.trim()));
+    dump.lines()
+        .filter(|l| l.contains("version_info") || l.contains("\"name\": \"catalog") || l.contains("\"weight\""))
+        .for_each(|l| println!("   {}", l.trim()));
     println!("\n5. The access log's last line\n   {}", gateway.stdout().lines().last().unwrap_or("(not flushed yet)"));
     println!("\ndemo passed");
 }

@@ -456,6 +456,7 @@ def drain_on_termination():
 
 def stays_small():
     """Resident memory as a gateway: at most 15 MB (Envoy: 73)."""
+    time.sleep(4)  # memory of a change is given back once it has settled
     rss = sh("sh", "-c", "for p in $(ip netns pids lab-ingress-1); do if [ \"$(readlink /proc/$p/exe)\" = \"$(readlink -f " + BINARY + ")\" ]; then awk '/VmRSS/{print $2}' /proc/$p/status; fi; done").split()
     check(rss, "the gateway's process is found")
     print(f"    resident: {int(rss[0]) / 1024:.1f} MB")

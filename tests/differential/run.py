@@ -23,9 +23,14 @@ from harness.observe import observe  # noqa: E402
 from harness.validate import Validation  # noqa: E402
 
 
+# Differences that nobody has judged: [case, aspect].
+FOUND = []
+
+
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("only", nargs="*", help="patterns of FAMILY, FAMILY/SETUP or FAMILY/SETUP/CASE")
+    parser.add_argument("--found", metavar="FILE", help="write the differences that are not in the list, as JSON, to be judged by a person")
     parser.add_argument("-v", action="store_true", help="show what both sides did, also where they agree")
     parser.add_argument("-j", type=int, default=12, help="sides at a time")
     return parser.parse_args()
@@ -61,6 +66,7 @@ def judge(family, setup, sides, differences, verbose):
         differences.ran(name)
         if list(broken) == ["nuncio"] and differences.intended(name, "start"):
             return 1, 0, []
+        FOUND.append([name, "start"])
         what = "; ".join(f"{side}: {error}".replace("\n", " | ") for side, error in broken.items())
         return len(setup.cases), len(setup.cases), [f"FAIL {family}/{setup.name}: {what}"]
     differences.ran(f"{family}/{setup.name}/start")
@@ -73,6 +79,7 @@ def judge(family, setup, sides, differences, verbose):
                if not differences.intended(name, entry[0])]
         failed += bool(bad)
         for aspect, left, right in bad:
+            FOUND.append([name, aspect])
             left, right = compare.narrowed(left, right)
             lines.append(f"FAIL {name} [{aspect}] envoy={compare.brief(left)} nuncio={compare.brief(right)}")
         if verbose:
@@ -84,6 +91,7 @@ def judge(family, setup, sides, differences, verbose):
         wrong = [counter for counter in sorted(set(envoy_stats) | set(nuncio_stats))
                  if envoy_stats.get(counter, 0) != nuncio_stats.get(counter, 0) and not differences.intended(name, counter)]
         failed += bool(wrong)
+        FOUND.extend([name, counter] for counter in wrong)
         if wrong:
             lines.append(f"FAIL {name} " + ", ".join(f"{counter}: envoy={envoy_stats.get(counter)} nuncio={nuncio_stats.get(counter)}"
                                                      for counter in wrong))
@@ -113,6 +121,7 @@ def main():
             total += checks
             for line in lines:
                 print(line)
+        FOUND.clear()
         # A machine that other work keeps busy may make a wait too short: what differs counts if it differs in a second run too.
         running = [(family, setup, sides(setup)) for family, setup in again]
         for family, setup, futures in running:
@@ -126,9 +135,12 @@ def main():
     for problem in differences.problems:
         total, failures = total + 1, failures + 1
         print(f"FAIL {problem}")
-    for entry in differences.stale():
+    for case, aspect in differences.stale():
         total, failures = total + 1, failures + 1
-        print(f"FAIL differences.json: {entry['case']} [{entry['aspect']}] differs no longer; take the entry out")
+        print(f"FAIL differences.json: {case} [{aspect}] differs no longer; take it out")
+    if options.found:
+        with open(options.found, "w") as file:
+            json.dump(FOUND, file, indent=0)
     print(f"{total - failures} passed, {failures} failed ({len(setups)} configurations, {time.monotonic() - began:.0f} s)")
     return 1 if failures else 0
 

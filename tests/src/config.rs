@@ -72,11 +72,7 @@ pub fn cluster(name: &str, hosts: &[&Upstream], extra: &str) -> String {
     let endpoints: Vec<_> = hosts
         .iter()
         .map(|h| {
-            format!(
-                "{{endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}}}",
-                h.address.ip(),
-                h.address.port()
-            )
+            format!("{{endpoint: {{address: {{socket_address: {{address: {}, port_value: {}}}}}}}}}", h.address.ip(), h.address.port())
         })
         .collect();
     format!(

@@ -85,13 +85,7 @@ impl Drop for Upstream {
     }
 }
 
-fn serve(
-    stream: TcpStream,
-    name: &str,
-    hits: &AtomicUsize,
-    behaviour: &Mutex<Behaviour>,
-    stop: &AtomicBool,
-) -> std::io::Result<()> {
+fn serve(stream: TcpStream, name: &str, hits: &AtomicUsize, behaviour: &Mutex<Behaviour>, stop: &AtomicBool) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut reader = BufReader::new(stream);
     loop {

@@ -21,9 +21,31 @@ fn version_is_readable() {
 fn the_line_of_pilot_agent_is_accepted() {
     let yaml = "admin: {address: {socket_address: {address: 127.0.0.1, port_value: 0}}}";
     let (code, text) = run(&[
-        "--mode", "validate", "--config-yaml", yaml, "--drain-time-s", "45", "--drain-strategy", "immediate", "--local-address-ip-version", "v4",
-        "--file-flush-interval-msec", "1000", "--disable-hot-restart", "--allow-unknown-static-fields", "-l", "warning", "--component-log-level",
-        "misc:error", "--skip-deprecated-logs", "--concurrency", "2", "--enable-core-dump", "--log-format", "%v", "--parent-shutdown-time-s=900",
+        "--mode",
+        "validate",
+        "--config-yaml",
+        yaml,
+        "--drain-time-s",
+        "45",
+        "--drain-strategy",
+        "immediate",
+        "--local-address-ip-version",
+        "v4",
+        "--file-flush-interval-msec",
+        "1000",
+        "--disable-hot-restart",
+        "--allow-unknown-static-fields",
+        "-l",
+        "warning",
+        "--component-log-level",
+        "misc:error",
+        "--skip-deprecated-logs",
+        "--concurrency",
+        "2",
+        "--enable-core-dump",
+        "--log-format",
+        "%v",
+        "--parent-shutdown-time-s=900",
     ]);
     assert_eq!(code, Some(0), "{text}");
 }
@@ -87,8 +109,11 @@ fn admin_answers_as_envoy() {
     get(([127, 0, 0, 1], port).into(), "x", "/").unwrap();
     assert_eq!(gateway.admin("/ready").text(), "LIVE\n");
     let dump: serde_json::Value = serde_json::from_slice(&gateway.admin("/config_dump?include_eds").body).unwrap();
-    let kinds: Vec<_> = dump["configs"].as_array().unwrap().iter().map(|c| c["@type"].as_str().unwrap().rsplit('.').next().unwrap().to_string()).collect();
-    for kind in ["BootstrapConfigDump", "ClustersConfigDump", "EndpointsConfigDump", "ListenersConfigDump", "RoutesConfigDump", "SecretsConfigDump"] {
+    let kinds: Vec<_> =
+        dump["configs"].as_array().unwrap().iter().map(|c| c["@type"].as_str().unwrap().rsplit('.').next().unwrap().to_string()).collect();
+    for kind in
+        ["BootstrapConfigDump", "ClustersConfigDump", "EndpointsConfigDump", "ListenersConfigDump", "RoutesConfigDump", "SecretsConfigDump"]
+    {
         assert!(kinds.iter().any(|k| k == kind), "{kind} is missing in {kinds:?}");
     }
     // The agent sends its filters without percent-encoding.
@@ -96,8 +121,25 @@ fn admin_answers_as_envoy() {
     raw.send(b"GET /stats?usedonly&filter=^(server\\.state|listener_manager\\.workers_started) HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
     let stats = raw.read(false).unwrap().text();
     assert!(stats.contains("server.state: 0\n") && stats.contains("listener_manager.workers_started: 1\n"), "{stats}");
-    for path in ["/", "/help", "/certs", "/clusters", "/clusters?format=json", "/listeners", "/listeners?format=json", "/logging", "/memory", "/runtime",
-                 "/server_info", "/stats", "/stats?format=json", "/stats/prometheus", "/init_dump", "/hot_restart_version", "/config_dump?mask=bootstrap"] {
+    for path in [
+        "/",
+        "/help",
+        "/certs",
+        "/clusters",
+        "/clusters?format=json",
+        "/listeners",
+        "/listeners?format=json",
+        "/logging",
+        "/memory",
+        "/runtime",
+        "/server_info",
+        "/stats",
+        "/stats?format=json",
+        "/stats/prometheus",
+        "/init_dump",
+        "/hot_restart_version",
+        "/config_dump?mask=bootstrap",
+    ] {
         let reply = if path == "/logging" { gateway.admin_post(path) } else { gateway.admin(path) };
         assert_eq!(reply.status, 200, "{path}: {}", reply.text());
         assert!(!reply.body.is_empty(), "{path}");
@@ -117,7 +159,9 @@ fn a_port_in_use_refuses_that_listener_alone() {
     let other = config::lds("2", taken.local_addr().unwrap().port(), "").replace("name: web\n  address", "name: other\n  address");
     let both = config::lds("2", port, "") + other.split_once("resources:").unwrap().1;
     gateway.write("lds.yaml", &both);
-    eventually("the refusal", || gateway.stat("listener_manager.lds.update_rejected") + gateway.stat("listener_manager.listener_create_failure") > 0);
+    eventually("the refusal", || {
+        gateway.stat("listener_manager.lds.update_rejected") + gateway.stat("listener_manager.listener_create_failure") > 0
+    });
     assert_eq!(get(([127, 0, 0, 1], port).into(), "x", "/").unwrap().status, 200);
     assert!(gateway.log().contains("other"), "the log names the listener: {}", gateway.log());
 }

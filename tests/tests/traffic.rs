@@ -31,7 +31,15 @@ const TO_A: &str = "    - match: {prefix: /}\n      route: {cluster: a}";
 fn forwards_with_envoys_headers() {
     let a = Upstream::start("a");
     let web = start(&[config::cluster("a", &[&a], "")], TO_A, "");
-    let reply = request(web.address, "GET", "shop.example", "/x?y=1", &[("x-envoy-internal", "true"), ("connection", "close, x-hop"), ("x-hop", "1")], &[]).unwrap();
+    let reply = request(
+        web.address,
+        "GET",
+        "shop.example",
+        "/x?y=1",
+        &[("x-envoy-internal", "true"), ("connection", "close, x-hop"), ("x-hop", "1")],
+        &[],
+    )
+    .unwrap();
     assert_eq!(reply.status, 200);
     assert_eq!(reply.header("server"), Some("envoy"));
     assert!(reply.header("x-envoy-upstream-service-time").is_some());
@@ -83,7 +91,8 @@ fn a_bad_resource_is_refused_alone_and_the_last_good_one_serves() {
     let dump = web.gateway.admin("/config_dump").text();
     assert!(dump.contains("unclosed"), "the dump names what was refused");
     assert_eq!(get(web.address, "x", "/").unwrap().status, 200);
-    let unknown = "        http_filters:\n        - {name: example.unknown, typed_config: {\"@type\": type.googleapis.com/google.protobuf.Empty}}\n";
+    let unknown =
+        "        http_filters:\n        - {name: example.unknown, typed_config: {\"@type\": type.googleapis.com/google.protobuf.Empty}}\n";
     web.gateway.write("lds.yaml", &config::lds("2", web.port, "").replace("        http_filters:\n", unknown));
     eventually("the second refusal", || web.gateway.stat("listener_manager.lds.update_rejected") > 0);
     assert_eq!(get(web.address, "x", "/").unwrap().status, 200);
@@ -237,7 +246,9 @@ fn a_websocket_whose_client_does_not_read_is_still_heard() {
             tell.send(buffer[..n].to_vec()).unwrap();
         }
     });
-    let cluster = format!("- {{\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: a, type: STATIC, load_assignment: {{cluster_name: a, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}}}\n");
+    let cluster = format!(
+        "- {{\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: a, type: STATIC, load_assignment: {{cluster_name: a, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}}}\n"
+    );
     let web = start(&[cluster], TO_A, "");
     let mut client = Connection::open(web.address).unwrap();
     client.send(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n").unwrap();
@@ -274,7 +285,9 @@ fn a_request_goes_on_after_its_response_began_and_while_nobody_reads_that() {
         }
         tell.send(all).unwrap();
     });
-    let cluster = format!("- {{\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: a, type: STATIC, load_assignment: {{cluster_name: a, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}}}\n");
+    let cluster = format!(
+        "- {{\"@type\": type.googleapis.com/envoy.config.cluster.v3.Cluster, name: a, type: STATIC, load_assignment: {{cluster_name: a, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}}}]}}]}}}}\n"
+    );
     let web = start(&[cluster], TO_A, "");
     let mut client = Connection::open(web.address).unwrap();
     client.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 3000000\r\n\r\n").unwrap();

@@ -20,8 +20,8 @@ use nuncio_http::compile as codec_options;
 use nuncio_http::{CodecStats, ServerOptions};
 use nuncio_listener::{ChainCx, Terminal, TerminalFactory};
 use nuncio_proto::Message;
-use nuncio_proto::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyHeaderMutation;
 use nuncio_proto::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use nuncio_proto::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyHeaderMutation;
 use nuncio_route::{HeaderMutations, RouteCx, RouteSlot, RouteSlots, RouteTable};
 use pb::http_connection_manager::{PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation, StripPortMode};
 use pb::{HttpConnectionManager, HttpFilter, http_filter::ConfigType};
@@ -56,7 +56,13 @@ impl TerminalFactory for HcmFactory {
 }
 
 impl HcmFactory {
-    fn connection_manager(&self, proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>, chain: &ChainCx<'_>) -> Option<HcmConfig> {
+    fn connection_manager(
+        &self,
+        proto: &HttpConnectionManager,
+        at: &At<'_>,
+        cx: &mut FactoryCx<'_>,
+        chain: &ChainCx<'_>,
+    ) -> Option<HcmConfig> {
         let errors = cx.report.errors();
         if proto.stat_prefix.is_empty() {
             cx.report.error(&at.field("stat_prefix"), "empty", "a name for the stats is required");
@@ -185,7 +191,11 @@ impl HcmFactory {
                 None => Filter::Refused,
             },
             None if proto.is_optional => {
-                cx.report.warning(&config_at, format!("unknown filter type {}", typed.name), format!("optional filter {:?} is left out", proto.name));
+                cx.report.warning(
+                    &config_at,
+                    format!("unknown filter type {}", typed.name),
+                    format!("optional filter {:?} is left out", proto.name),
+                );
                 Filter::LeftOut
             }
             None => {
@@ -204,7 +214,11 @@ impl HcmFactory {
         match typed {
             Ok(typed) if typed.name == RouterConfig::TYPE => RouterConfig::compile(&typed.value, &config_at, cx.report),
             Ok(typed) => {
-                cx.report.error(&config_at, format!("the last filter is {} ({})", proto.name, typed.name), "the chain must end in envoy.filters.http.router");
+                cx.report.error(
+                    &config_at,
+                    format!("the last filter is {} ({})", proto.name, typed.name),
+                    "the chain must end in envoy.filters.http.router",
+                );
                 None
             }
             Err(why) => {
@@ -270,12 +284,7 @@ impl Filter {
     }
 }
 
-fn server_options(
-    proto: &HttpConnectionManager,
-    at: &At<'_>,
-    cx: &mut FactoryCx<'_>,
-    chain: &ChainCx<'_>,
-) -> ServerOptions {
+fn server_options(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>, chain: &ChainCx<'_>) -> ServerOptions {
     let common = proto.common_http_protocol_options.unwrap_or_default();
     let common_at = at.field("common_http_protocol_options");
     let hour = Some(Duration::from_secs(3600));
@@ -306,6 +315,12 @@ fn server_options(
         stats: codec_stats(&cx.server.stats.root()),
         ..ServerOptions::default()
     };
+    if matches!(proto.strip_port_mode, Some(StripPortMode::StripAnyHostPort(true))) && proto.strip_matching_host_port {
+        cx.report.error(&at.field("strip_any_host_port"), "strip_any_host_port beside strip_matching_host_port", "keep one of them");
+    }
+    if options.max_headers_count == 0 {
+        cx.report.error(&common_at.field("max_headers_count"), "value 0", "1 or more");
+    }
     if !(1..=8192).contains(&options.max_headers_kb) {
         cx.report.error(&at.field("max_request_headers_kb"), format!("value {}", options.max_headers_kb), "1 to 8192");
     }
@@ -445,7 +460,9 @@ fn refuse_unsupported(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut Facto
         }
     }
     let flush = proto.access_log_options.as_ref();
-    if flush.is_some_and(|o| o.access_log_flush_interval.is_some() || o.flush_access_log_on_new_request || o.flush_log_on_tunnel_successfully_established) {
+    if flush.is_some_and(|o| {
+        o.access_log_flush_interval.is_some() || o.flush_access_log_on_new_request || o.flush_log_on_tunnel_successfully_established
+    }) {
         report.warning(&at.field("access_log_options"), "set", "one entry is written when the stream ends");
     }
     if proto.common_http_protocol_options.as_ref().is_some_and(|c| c.max_connection_duration_jitter.is_some()) {

@@ -8,13 +8,15 @@ use http::{HeaderName, HeaderValue};
 use nuncio_core::diag::At;
 use nuncio_core::registry::FactoryCx;
 use nuncio_matcher::{Fraction, IpSet, RuntimeFraction};
+use nuncio_proto::envoy::config::core::v3::scheme_header_transformation::Transformation;
+use nuncio_proto::envoy::config::core::v3::{CidrRange, Node};
 use nuncio_proto::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
-use nuncio_proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{ForwardClientCertDetails, Tracing};
+use nuncio_proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
+    ForwardClientCertDetails, Tracing,
+};
 use nuncio_proto::envoy::extensions::http::original_ip_detection::custom_header::v3::CustomHeaderConfig;
 use nuncio_proto::envoy::extensions::http::original_ip_detection::xff::v3::XffConfig;
 use nuncio_proto::envoy::extensions::request_id::uuid::v3::UuidRequestIdConfig;
-use nuncio_proto::envoy::config::core::v3::{CidrRange, Node};
-use nuncio_proto::envoy::config::core::v3::scheme_header_transformation::Transformation;
 use nuncio_proto::envoy::r#type::v3::Percent;
 use nuncio_proto::typed;
 
@@ -33,10 +35,11 @@ pub fn identity(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'
     let detection = detection(proto, at, cx);
     let scheme = proto.scheme_header_transformation.as_ref();
     let scheme_to_overwrite = scheme.and_then(|s| s.transformation.as_ref()).map(|Transformation::SchemeToOverwrite(s)| s.as_str().into());
-    if let Some(Transformation::SchemeToOverwrite(scheme)) = scheme.and_then(|s| s.transformation.as_ref()) {
-        if scheme != "http" && scheme != "https" {
-            cx.report.error(&at.field("scheme_header_transformation").field("scheme_to_overwrite"), format!("{scheme:?}"), "http or https");
-        }
+    if let Some(Transformation::SchemeToOverwrite(scheme)) = scheme.and_then(|s| s.transformation.as_ref())
+        && scheme != "http"
+        && scheme != "https"
+    {
+        cx.report.error(&at.field("scheme_header_transformation").field("scheme_to_overwrite"), format!("{scheme:?}"), "http or https");
     }
     let client_cert = client_cert(proto, at, cx);
     let ports = proto.forward_proto_config.as_ref();
@@ -99,7 +102,11 @@ fn sampling(tracing: &Tracing) -> Sampling {
         let hundredths = p.map_or(10_000.0, |p| (p.value.clamp(0.0, 100.0) * 100.0).round());
         RuntimeFraction::fixed(Fraction::ten_thousandths(hundredths as u32))
     };
-    Sampling { client: percent(tracing.client_sampling), random: percent(tracing.random_sampling), overall: percent(tracing.overall_sampling) }
+    Sampling {
+        client: percent(tracing.client_sampling),
+        random: percent(tracing.random_sampling),
+        overall: percent(tracing.overall_sampling),
+    }
 }
 
 fn detection(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>) -> Vec<Detection> {

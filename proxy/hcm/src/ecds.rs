@@ -71,11 +71,8 @@ impl EcdsSlots {
         let holders = self.slots.lock().unwrap_or_else(PoisonError::into_inner).get(&config.name).cloned().unwrap_or_default();
         let at = At::Root;
         let at = at.field("typed_config");
-        let compiled: Vec<_> = holders
-            .iter()
-            .filter_map(Weak::upgrade)
-            .map(|slot| (slot.compile(config, registry, &at, report), slot))
-            .collect();
+        let compiled: Vec<_> =
+            holders.iter().filter_map(Weak::upgrade).map(|slot| (slot.compile(config, registry, &at, report), slot)).collect();
         if report.has_errors() {
             return false;
         }

@@ -7,9 +7,9 @@ use crate::request_id::{self, RequestIdPolicy, TraceReason};
 use crate::xfcc::ClientCert;
 use http::{HeaderName, HeaderValue, header};
 use nuncio_core::headers::value;
+use nuncio_core::registry::Runtime;
 use nuncio_core::{Address, ByteStr, ConnectionInfo, RequestHead, StreamInfo};
 use nuncio_matcher::{IpSet, RuntimeFraction};
-use nuncio_core::registry::Runtime;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
@@ -100,7 +100,7 @@ impl Identity {
         let tls = connection.tls.is_some();
         let mut trusted = true;
         if self.use_remote_address {
-            self.from_connection(head, info, &connection);
+            self.trust_connection(head, info, &connection);
         } else {
             trusted = self.detect(head, info)?;
         }
@@ -115,15 +115,21 @@ impl Identity {
         // With `use_remote_address` only a request that nobody forwarded can be internal, else only one with a lone address.
         let internal = trusted && (!self.use_remote_address || !forwarded) && self.is_single(head) && self.is_internal(&info.remote);
         let edge = !internal && self.use_remote_address;
-        self.sanitize(head, internal, edge, info);
+        self.sanitize(head, internal, edge);
         if let Some((cluster, node)) = &self.add_user_agent {
             head.headers.insert(X_ENVOY_DOWNSTREAM_SERVICE_CLUSTER.clone(), cluster.clone());
-            if !node.is_empty() {
-                head.headers.insert(X_ENVOY_DOWNSTREAM_SERVICE_NODE.clone(), node.clone());
-            }
             if !head.headers.contains(&header::USER_AGENT) {
                 head.headers.insert(header::USER_AGENT, cluster.clone());
             }
+            if !node.is_empty() {
+                head.headers.insert(X_ENVOY_DOWNSTREAM_SERVICE_NODE.clone(), node.clone());
+            }
+        }
+        if edge
+            && let Address::Ip(remote) = &info.remote
+            && let Some(text) = value(remote.ip().to_string())
+        {
+            head.headers.insert(X_ENVOY_EXTERNAL_ADDRESS.clone(), text);
         }
         if let Some(via) = &self.via {
             names::append_comma(&mut head.headers, &header::VIA, via.as_bytes());
@@ -134,11 +140,11 @@ impl Identity {
     }
 
     /// `use_remote_address`: the connection is the truth; x-forwarded-for only counts behind trusted hops.
-    fn from_connection(&self, head: &mut RequestHead, info: &mut StreamInfo, connection: &ConnectionInfo) {
-        if self.xff_num_trusted_hops > 0 {
-            if let Some((address, _)) = last_address(head, self.xff_num_trusted_hops - 1) {
-                info.remote = Address::Ip(SocketAddr::new(address, 0));
-            }
+    fn trust_connection(&self, head: &mut RequestHead, info: &mut StreamInfo, connection: &ConnectionInfo) {
+        if self.xff_num_trusted_hops > 0
+            && let Some((address, _)) = last_address(head, self.xff_num_trusted_hops - 1)
+        {
+            info.remote = Address::Ip(SocketAddr::new(address, 0));
         }
         if !self.skip_xff_append {
             append_forwarded_for(head, &connection.remote);
@@ -240,8 +246,9 @@ impl Identity {
         }
     }
 
-    fn sanitize(&self, head: &mut RequestHead, internal: bool, edge: bool, info: &StreamInfo) {
+    fn sanitize(&self, head: &mut RequestHead, internal: bool, edge: bool) {
         if internal {
+            head.headers.remove(&X_ENVOY_INTERNAL);
             head.headers.insert(X_ENVOY_INTERNAL.clone(), HeaderValue::from_static("true"));
             return;
         }
@@ -249,13 +256,6 @@ impl Identity {
             !name.as_str().starts_with("x-envoy-")
                 || !(*name == X_ENVOY_INTERNAL || EXTERNAL_STRIPPED.contains(&name) || (edge && EDGE_STRIPPED.contains(&name)))
         });
-        if edge {
-            if let Address::Ip(remote) = &info.remote {
-                if let Some(text) = value(remote.ip().to_string()) {
-                    head.headers.insert(X_ENVOY_EXTERNAL_ADDRESS.clone(), text);
-                }
-            }
-        }
     }
 
     fn settle_request_id(&self, head: &mut RequestHead, info: &mut StreamInfo, edge: bool, runtime: &Runtime) {
@@ -288,10 +288,10 @@ impl Identity {
             if reason != TraceReason::NotTraced && !sampling.overall.contains(runtime, number) {
                 reason = TraceReason::NotTraced;
             }
-            if self.request_id.pack_trace_reason {
-                if let Some(packed) = request_id::pack(&id, reason) {
-                    head.headers.insert(X_REQUEST_ID.clone(), packed);
-                }
+            if self.request_id.pack_trace_reason
+                && let Some(packed) = request_id::pack(&id, reason)
+            {
+                head.headers.insert(X_REQUEST_ID.clone(), packed);
             }
         }
         info.sampled = reason != TraceReason::NotTraced;

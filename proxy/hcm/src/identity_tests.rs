@@ -66,7 +66,13 @@ fn apply(identity: &Identity, headers: &[(&'static str, &'static str)]) -> (Requ
 fn an_edge_trusts_the_connection_only() {
     let (head, info) = apply(
         &edge(),
-        &[("x-forwarded-for", "10.9.9.9"), ("x-forwarded-proto", "https"), ("x-envoy-internal", "true"), ("x-envoy-retry-on", "5xx"), ("x-request-id", "mine")],
+        &[
+            ("x-forwarded-for", "10.9.9.9"),
+            ("x-forwarded-proto", "https"),
+            ("x-envoy-internal", "true"),
+            ("x-envoy-retry-on", "5xx"),
+            ("x-request-id", "mine"),
+        ],
     );
     assert_eq!(head.headers.get_str(&X_FORWARDED_FOR), Some("10.9.9.9,192.0.2.9"));
     assert_eq!(head.headers.get_str(&X_FORWARDED_PROTO), Some("http"));

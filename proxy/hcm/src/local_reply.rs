@@ -3,15 +3,15 @@
 
 use crate::names::{GRPC_MESSAGE, GRPC_STATUS};
 use http::{HeaderValue, StatusCode, header};
-use nuncio_core::exchange::Exchange;
-use nuncio_core::{Body, ByteStr, LocalReply, RequestHead, ResponseHead};
 use nuncio_core::diag::{At, Report};
+use nuncio_core::exchange::Exchange;
 use nuncio_core::registry::Runtime;
+use nuncio_core::{Body, ByteStr, LocalReply, ResponseHead};
 use nuncio_format::{FormatContext, Formatter, LogFilter};
-use nuncio_route::HeaderParser;
 use nuncio_proto::envoy::config::core::v3::data_source::Specifier;
 use nuncio_proto::envoy::config::core::v3::{DataSource, SubstitutionFormatString};
 use nuncio_proto::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
+use nuncio_route::HeaderParser;
 
 /// Compiled `local_reply_config`.
 #[derive(Debug, Default)]
@@ -156,10 +156,10 @@ fn grpc_form(head: &mut ResponseHead, message: &[u8], status: u32) {
     head.status = StatusCode::OK;
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     head.headers.insert(GRPC_STATUS.clone(), HeaderValue::from(status));
-    if !message.is_empty() {
-        if let Some(text) = nuncio_core::headers::value(percent_encode(message)) {
-            head.headers.insert(GRPC_MESSAGE.clone(), text);
-        }
+    if !message.is_empty()
+        && let Some(text) = nuncio_core::headers::value(percent_encode(message))
+    {
+        head.headers.insert(GRPC_MESSAGE.clone(), text);
     }
 }
 
@@ -216,9 +216,4 @@ pub fn http_from_grpc(status: u32) -> u16 {
         16 => 401,
         _ => 500,
     }
-}
-
-/// Whether a response to `request` with `status` has no body whatever its headers say.
-pub fn bodiless(request: &RequestHead, status: StatusCode) -> bool {
-    request.method == http::Method::HEAD || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
 }

@@ -11,7 +11,6 @@ names! {
     X_FORWARDED_FOR "x-forwarded-for";
     X_FORWARDED_PROTO "x-forwarded-proto";
     X_FORWARDED_PORT "x-forwarded-port";
-    X_FORWARDED_HOST "x-forwarded-host";
     X_FORWARDED_CLIENT_CERT "x-forwarded-client-cert";
     X_REQUEST_ID "x-request-id";
     X_CLIENT_TRACE_ID "x-client-trace-id";
@@ -41,7 +40,6 @@ names! {
     X_ENVOY_OVERLOADED "x-envoy-overloaded";
     X_ENVOY_RATELIMITED "x-envoy-ratelimited";
     X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL "x-envoy-immediate-health-check-fail";
-    X_ENVOY_IS_TIMEOUT_RETRY "x-envoy-is-timeout-retry";
     GRPC_TIMEOUT "grpc-timeout";
     GRPC_STATUS "grpc-status";
     GRPC_MESSAGE "grpc-message";

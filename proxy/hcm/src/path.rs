@@ -131,7 +131,7 @@ fn canonical(path: &str) -> Option<String> {
             }
             b'\\' => flat.push(b'/'),
             b'"' | b'<' | b'>' | b'`' | b'{' | b'}' | b'|' | b'^' | b' ' => escape(b, &mut flat),
-            _ if b < b' ' || b >= 0x7f => escape(b, &mut flat),
+            _ if !(b' '..0x7f).contains(&b) => escape(b, &mut flat),
             _ => flat.push(b),
         }
         i += 1;

@@ -17,9 +17,9 @@ use nuncio_route::{RouteEntry, RouteInput, RouteMatch};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::pin;
-use std::task::Poll;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 
 /// Serves the requests of one connection.
 pub struct HttpConnection {
@@ -62,7 +62,7 @@ impl HttpConnection {
         let mut active = Active::new(Box::new(Exchange::new(head, body, info)), config.clone());
         active.has_body = has_body;
         active.control = stream.clone();
-        let mut streams = router::Streams { informational, control: stream, upgrade: None };
+        let mut streams = router::Streams { informational, upgrade: None };
         if let Some(reply) = self.admit(&mut active, upgrade, &mut streams) {
             return self.reply(active, *reply);
         }
@@ -153,9 +153,8 @@ impl HttpConnection {
         }
         let config = active.config.clone();
         // A bad request may have been read wrongly, and so may be what follows it (`ActiveStream::onLocalReply`).
-        let close = reply.status == 400
-            && !active.ex.request.version.is_multiplexed()
-            && !config.options.h1.stream_error_on_invalid_http_message;
+        let close =
+            reply.status == 400 && !active.ex.request.version.is_multiplexed() && !config.options.h1.stream_error_on_invalid_http_message;
         local_reply::install(&config.local_reply, &config.server.runtime, &mut active.ex, reply, true);
         let mut response = self.respond(active);
         response.close |= close;
@@ -171,7 +170,12 @@ impl HttpConnection {
         }
         let Some(mut head) = ex.response.take() else {
             // The router always leaves a response; this stands for a bug and is visible as a 500.
-            return Response { head: ResponseHead::new(http::StatusCode::INTERNAL_SERVER_ERROR), body: active.into_body(), close: true, reset: None };
+            return Response {
+                head: ResponseHead::new(http::StatusCode::INTERNAL_SERVER_ERROR),
+                body: active.into_body(),
+                close: true,
+                reset: None,
+            };
         };
         self.response_headers(&config, ex, &mut head);
         ex.info.response_code = head.status.as_u16();
@@ -212,19 +216,20 @@ impl HttpConnection {
         }
         match config.server_header {
             ServerHeader::Overwrite => head.headers.insert(header::SERVER, config.server_name.clone()),
-            ServerHeader::AppendIfAbsent if !head.headers.contains(&header::SERVER) => head.headers.append(header::SERVER, config.server_name.clone()),
+            ServerHeader::AppendIfAbsent if !head.headers.contains(&header::SERVER) => {
+                head.headers.append(header::SERVER, config.server_name.clone())
+            }
             ServerHeader::AppendIfAbsent | ServerHeader::PassThrough => {}
         }
         if let Some(via) = &config.identity.via {
             append_comma(&mut head.headers, &header::VIA, via.as_bytes());
         }
-        if config.always_set_request_id_in_response || ex.request.headers.contains(&X_ENVOY_FORCE_TRACE) {
-            if let Some(id) = ex.request.headers.get(&X_REQUEST_ID) {
-                head.headers.insert(X_REQUEST_ID.clone(), id.clone());
-            }
+        if (config.always_set_request_id_in_response || ex.request.headers.contains(&X_ENVOY_FORCE_TRACE))
+            && let Some(id) = ex.request.headers.get(&X_REQUEST_ID)
+        {
+            head.headers.insert(X_REQUEST_ID.clone(), id.clone());
         }
     }
-
 }
 
 impl Service for HttpConnection {
@@ -253,17 +258,24 @@ impl Service for HttpConnection {
         let mut active = Active::new(Box::new(Exchange::new(head, Body::Empty, info)), config.clone());
         active.headless = headless;
         let late = error.status == StatusCode::REQUEST_TIMEOUT;
-        // A head that could be read is refused by the connection manager's own checks, which say nothing.
-        let text = match headless {
-            true if late => "request header timeout",
-            true => nuncio_http::reason_phrase(error.status),
-            false => "",
+        // In Envoy the connection manager misses the host, not the codec, and says nothing.
+        let unhosted = error.details == nuncio_http::validate::details::MISSING_HOST;
+        let text = match unhosted {
+            true => "",
+            false if late => "request header timeout",
+            false => nuncio_http::reason_phrase(error.status),
         };
-        local_reply::install(&config.local_reply, &config.server.runtime, &mut active.ex, LocalReply::new(error.status.as_u16(), text, error.details), !headless);
+        local_reply::install(
+            &config.local_reply,
+            &config.server.runtime,
+            &mut active.ex,
+            LocalReply::new(error.status.as_u16(), text, error.details),
+            !headless,
+        );
         // Set when the connection ends, so that the reply's formats do not show it.
         if late {
             config.stats.downstream_rq_header_timeout.inc();
-        } else if headless {
+        } else if !unhosted {
             config.stats.downstream_cx_protocol_error.inc();
             active.ex.info.flags.set(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
         }

@@ -43,13 +43,6 @@ stats! {
     histogram { downstream_cx_length_ms, downstream_rq_time }
 }
 
-/// Tracing counters: `http.<stat_prefix>.tracing.*`.
-#[derive(Debug)]
-pub struct TracingStats {
-    pub random_sampling: Counter,
-    pub not_traceable: Counter,
-}
-
 impl HcmStats {
     /// Counts a connection's codec.
     pub fn codec_opened(&self, version: HttpVersion) {
@@ -102,7 +95,10 @@ impl ListenerHttpStats {
     /// Makes the stats below `scope`.
     pub fn new(scope: &Scope) -> Self {
         let class = |n: u8| scope.counter(&format!("downstream_rq_{n}xx"));
-        Self { downstream_rq_completed: scope.counter("downstream_rq_completed"), classes: [class(1), class(2), class(3), class(4), class(5)] }
+        Self {
+            downstream_rq_completed: scope.counter("downstream_rq_completed"),
+            classes: [class(1), class(2), class(3), class(4), class(5)],
+        }
     }
     /// Counts a finished response.
     pub fn response(&self, status: u16) {

@@ -155,6 +155,13 @@ pub fn h2(proto: &Http2ProtocolOptions, at: &At<'_>, report: &mut Report) -> H2O
 }
 
 fn keepalive(proto: &KeepaliveSettings, at: &At<'_>, report: &mut Report) -> Option<KeepAlive> {
+    for (field, value) in
+        [("interval", &proto.interval), ("timeout", &proto.timeout), ("connection_idle_interval", &proto.connection_idle_interval)]
+    {
+        if value.as_ref().is_some_and(|d| d.seconds == 0 && d.nanos < 1_000_000) {
+            report.error(&at.field(field), "less than 1ms", "a duration of at least 1ms is required");
+        }
+    }
     let interval = timeout(proto.interval.as_ref(), None, &at.field("interval"), report);
     let idle = timeout(proto.connection_idle_interval.as_ref(), None, &at.field("connection_idle_interval"), report);
     let timeout_at = at.field("timeout");

@@ -10,7 +10,8 @@ pub fn reason_phrase(status: StatusCode) -> &'static str {
         207 => "Multi-Status",
         226 => "IM Used",
         418 => "Unknown",
-        425 => "Unknown",
+        425 => "Too Early",
+        451 => "Unknown",
         599 => "Last Unassigned Server Error Code",
         _ => status.canonical_reason().unwrap_or("Unknown"),
     }

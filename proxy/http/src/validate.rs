@@ -102,7 +102,7 @@ pub fn is_upgrade(headers: &Headers) -> bool {
 }
 
 /// Removes what must not pass a proxy: `connection` and the fields that it names, `keep-alive`, `proxy-connection`,
-/// `http2-settings`, `upgrade`, `transfer-encoding`; `te` becomes `trailers` or goes. With `upgrade`, `connection: upgrade` and
+/// `http2-settings`, `upgrade`, `transfer-encoding`; `te` becomes `trailers` or goes. With `upgrade`, the first `connection` and
 /// `upgrade` stay. False: the connection header names what no client may remove (`Utility::sanitizeConnectionHeader`).
 pub fn strip_hop_by_hop(headers: &mut Headers, upgrade: bool) -> bool {
     let mut nominated: Vec<HeaderName> = Vec::new();
@@ -124,14 +124,18 @@ pub fn strip_hop_by_hop(headers: &mut Headers, upgrade: bool) -> bool {
             nominated.push(name);
         }
     }
+    let mut kept = upgrade;
     let trailers = has_token(headers, &header::TE, b"trailers");
     let mut te = false;
     headers.retain(|name, _| {
         if *name == header::TE {
             return trailers && !std::mem::replace(&mut te, true);
         }
-        !(*name == header::CONNECTION
-            || *name == KEEP_ALIVE
+        // One of them, with the client's own list: what it names is gone.
+        if *name == header::CONNECTION {
+            return std::mem::replace(&mut kept, false);
+        }
+        !(*name == KEEP_ALIVE
             || *name == PROXY_CONNECTION
             || *name == header::TRANSFER_ENCODING
             || *name == HTTP2_SETTINGS
@@ -141,7 +145,7 @@ pub fn strip_hop_by_hop(headers: &mut Headers, upgrade: bool) -> bool {
     if te {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    if upgrade {
+    if upgrade && !headers.contains(&header::CONNECTION) {
         headers.append(header::CONNECTION, HeaderValue::from_static("upgrade"));
     }
     true
@@ -236,8 +240,8 @@ mod tests {
         let mut h = headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")]);
         assert!(is_upgrade(&h));
         assert!(strip_hop_by_hop(&mut h, true));
-        assert_eq!(names(&h), ["upgrade", "connection"]);
-        assert_eq!(h.get_str(&header::CONNECTION), Some("upgrade"));
+        assert_eq!(names(&h), ["connection", "upgrade"]);
+        assert_eq!(h.get_str(&header::CONNECTION), Some("keep-alive, Upgrade"));
         assert!(strip_hop_by_hop(&mut h, false));
         assert!(h.is_empty());
     }

@@ -167,7 +167,7 @@ async fn response_forms() {
             s.rest().await
         };
         let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-        let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n";
+        let head = "HTTP/1.1 200 OK\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n";
         assert_eq!(run(&get("/chunked")).await, format!("{head}5\r\nhello\r\n1388\r\n{}\r\n0\r\n\r\n", "y".repeat(5000)));
         assert_eq!(run(&get("/trailers")).await, format!("{head}5\r\nhello\r\n0\r\nt: 1\r\n\r\n"));
         assert_eq!(run(&get("/failing")).await, format!("{head}5\r\nhello\r\n"));
@@ -177,7 +177,7 @@ async fn response_forms() {
         let cut = run("GET /short HTTP/1.1\r\nHost: a\r\n\r\nGET /empty HTTP/1.1\r\nHost: a\r\n\r\n").await;
         assert_eq!(cut, "HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\nhello");
         let head = run("HEAD /chunked HTTP/1.1\r\nHost: a\r\n\r\nGET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
-        assert_eq!(head, "HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
+        assert_eq!(head, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nHTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
         let old = run("GET /trailers HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n").await;
         assert_eq!(old, "HTTP/1.0 200 OK\r\nconnection: close\r\n\r\nhello");
         let old = run("GET /x HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\nGET /x HTTP/1.0\r\nHost: a\r\n\r\n").await;
@@ -193,7 +193,7 @@ async fn refused_requests_close_after_their_answer() {
         let mut s = start(service.clone(), ServerOptions::default());
         s.send("GET / HTTP/1.1\r\nHost: a\r\nX : y\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
         let text = s.rest().await;
-        assert_eq!(text, "HTTP/1.1 400 Bad Request\r\ncontent-length: 17\r\nconnection: close\r\n\r\nhttp1.codec_error");
+        assert_eq!(text, "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 17\r\n\r\nhttp1.codec_error");
         assert_eq!(s.end().await, ConnectionEnd::Protocol("http1.codec_error"));
         assert_eq!(service.calls.get(), 0);
 
@@ -290,7 +290,7 @@ async fn upgrade_turns_into_raw_bytes() {
         let before = service.calls.get();
         s.send(&format!("GET /no HTTP/1.1\r\n{upgrade}GET / HTTP/1.1\r\nHost: a\r\n\r\n")).await;
         let text = s.rest().await;
-        assert_eq!(text, "HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        assert_eq!(text, "HTTP/1.1 403 Forbidden\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
         assert_eq!(service.calls.get(), before + 1);
     })
     .await;
@@ -480,7 +480,7 @@ async fn drain_and_close() {
         settle().await;
         channel.data("x");
         channel.end();
-        assert_eq!(s.rest().await, "HTTP/1.1 200 OK\r\ncontent-length: 1\r\nconnection: close\r\n\r\nx");
+        assert_eq!(s.rest().await, "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx");
 
         // Close ends what runs.
         let mut s = start(slow, ServerOptions::default());

@@ -12,7 +12,7 @@ def setups():
                                     route("/try", to("a", timeout="3s", retry_policy={"retry_on": "5xx", "num_retries": 1, "per_try_timeout": "0.3s"})),
                                     route("/tryidle", to("a", timeout="3s", retry_policy={"retry_on": "connect-failure", "per_try_idle_timeout": "0.3s"})),
                                     route("/grpc", to("a", max_stream_duration={"grpc_timeout_header_max": "0.4s"})), route("/grpc0", to("a", timeout="0.3s", max_stream_duration={"grpc_timeout_header_max": "0s"})),
-                                    route("/oldgrpc", to("a", max_grpc_timeout="0.4s")), route("/offset", to("a", max_stream_duration={"grpc_timeout_header_max": "0s", "grpc_timeout_header_offset": "0.1s"})),
+                                    route("/oldgrpc", to("a", max_grpc_timeout="0.4s")), route("/offset", to("a", max_stream_duration={"grpc_timeout_header_max": "0s", "grpc_timeout_header_offset": "0.05s"})),
                                     route("/hedge", to("a", timeout="3s", hedge_policy={"hedge_on_per_try_timeout": True}, retry_policy={"retry_on": "5xx", "num_retries": 1, "per_try_timeout": "0.3s"})),
                                     route("/", to("a", timeout="0.3s"))], stats=STATS)
     for path in ["/", "/idle", "/max", "/try", "/tryidle"]:

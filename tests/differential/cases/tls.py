@@ -28,7 +28,7 @@ def setups():
     tls.prepare()
     made = []
     plain = Setup("downstream", chain=socket(alpn_protocols=["h2", "http/1.1"]), log=LOG_TLS, stats=["^listener.*ssl.(handshake|connection_error|no_certificate|fail)"])
-    for name, options in {"plain": {"sni": "host.test"}, "no sni": {}, "tls12": {"sni": "host.test", "maximum": ssl.TLSVersion.TLSv1_2}, "tls13": {"sni": "x.wild.test", "minimum": ssl.TLSVersion.TLSv1_3},
+    for name, options in {"plain": {"sni": "host.test"}, "no sni": {"sni": None}, "tls12": {"sni": "host.test", "maximum": ssl.TLSVersion.TLSv1_2}, "tls13": {"sni": "x.wild.test", "minimum": ssl.TLSVersion.TLSv1_3},
                           "alpn http1": {"sni": "host.test", "alpn": ["http/1.1"]}, "alpn none known": {"sni": "host.test", "alpn": ["foo"]}, "client cert unasked": {"sni": "host.test", "cert": "client"}}.items():
         plain.get(name, "/", tls=options)
     plain.http2("alpn h2", tls={"sni": "host.test", "alpn": ["h2"]}, scheme="https")

@@ -15,8 +15,8 @@ def setups():
         route("/no", to(upgrade_configs=[{"upgrade_type": "websocket", "enabled": False}])), route("/off", to(upgrade_configs=[{"upgrade_type": "off"}])), route("/retry", to(retry_policy={"retry_on": "5xx"})),
         route("/timeout", to(timeout="0.3s")), route("/", to())], stats=["^http.test.downstream_cx_upgrades_total", "^cluster.a.upstream_rq_"])
     for name, data in {"plain": ask(), "no on route": ask("/no"), "list": ask(connection="keep-alive, Upgrade"), "lower": ask(connection="upgrade"), "other allowed": ask(protocol="foo"), "not allowed": ask(protocol="bar"),
-                       "off": ask(protocol="off"), "off but route": ask("/off", protocol="off"), "upper": ask(protocol="WebSocket"), "retry": ask("/retry"), "no connection": ask(connection="keep-alive"),
-                       "with length": ask(more="Content-Length: 3\r\n") + b"abc", "chunked": ask(more="Transfer-Encoding: chunked\r\n") + b"3\r\nabc\r\n0\r\n\r\n", "h2c": ask(protocol="h2c", connection="Upgrade, HTTP2-Settings"),
+                       "off": ask(protocol="off"), "off but route": ask("/off", protocol="off"), "upper": ask(protocol="WebSocket"), "retry": ask("/retry"),
+                       "with length": ask(more="Content-Length: 3\r\n") + b"abc", "chunked": ask(more="Transfer-Encoding: chunked\r\n") + b"3\r\nabc\r\n0\r\n\r\n",
                        "post": ask().replace(b"GET", b"POST"), "http10": ask().replace(b"HTTP/1.1", b"HTTP/1.0")}.items():
         setup.raw(name, data, upstream=[YES], wait=0.7)
     setup.raw("echo", ask(), 0.15, b"hello", 0.15, b"again", 0.15, upstream=[YES])
@@ -30,7 +30,13 @@ def setups():
     setup.raw("upstream says 426", ask(), upstream=[reply(426, [("upgrade", "websocket"), ("connection", "upgrade")], "no")])
     setup.raw("upstream closes", ask(), upstream=[["close"]])
     setup.raw("503 retried", ask("/retry"), 0.3, upstream=[reply(503, [], "x"), YES])
-    setup.raw("101 without upgrade header", ask(), upstream=[[b"HTTP/1.1 101 Switching\r\n\r\n", "echo"]], wait=1.0)
+
+    # A 101 that nobody asked for spoils Envoy's next request on that connection, so each has its own process.
+    spoiled = []
+    for name, data, answer in (("no-connection", ask(connection="keep-alive"), YES), ("h2c", ask(protocol="h2c", connection="Upgrade, HTTP2-Settings"), YES), ("no-upgrade-header", ask(), [b"HTTP/1.1 101 Switching\r\n\r\n", "echo"])):
+        alone = Setup(f"101-{name}", hcm={"upgrade_configs": [{"upgrade_type": "websocket"}]})
+        alone.raw("request", data, upstream=[answer], wait=1.0)
+        spoiled.append(alone)
 
     connect = Setup("connect", hcm={"upgrade_configs": [{"upgrade_type": "CONNECT"}]}, clusters=[cluster("tcp"), cluster("a")], upstreams={"tcp": "echo"}, routes=[
         route({"connect_matcher": {}, "headers": [{"name": "x-proxy", "present_match": True}]}, to("a")), route({"connect_matcher": {}}, to("tcp", upgrade_configs=[{"upgrade_type": "CONNECT", "connect_config": {}}])), route("/", to("a"))])
@@ -40,4 +46,4 @@ def setups():
         connect.raw(name, data, 0.2, b"ping" if name in ("terminate", "no host", "proxied") else b"", 0.2, methods=[method], upstream=[[b"HTTP/1.1 200 OK\r\n\r\n", "echo"]] if name == "proxied" else [], wait=1.0)
     none = Setup("connect-not-allowed", routes=[route({"connect_matcher": {}}, to()), route("/", to())])
     none.raw("connect", b"CONNECT host:80 HTTP/1.1\r\nHost: host:80\r\n\r\n", methods=["CONNECT"])
-    return [setup, connect, none]
+    return [setup, connect, none, *spoiled]

@@ -40,27 +40,28 @@ def narrowed(left, right):
 
 
 class Differences:
-    """The intended differences: each entry names cases and aspects by patterns, and a heading of docs/envoy-differences.md."""
+    """The intended differences. An entry names its reason (a heading of docs/envoy-differences.md), aspects and cases; every case differs in
+    every aspect of its entry, or the entry is stale."""
 
     def __init__(self):
         with open(LIST) as file:
-            self.entries = json.load(file)
+            entries = json.load(file)
         with open(DOC) as file:
             headings = {line.strip("# \n") for line in file if line.startswith("#")}
         self.problems = [f"differences.json: {entry['reason']!r} is no heading of docs/envoy-differences.md"
-                         for entry in self.entries if entry["reason"] not in headings]
-        self.tried, self.used = set(), set()
+                         for entry in entries if entry["reason"] not in headings]
+        self.pairs = {(case, aspect) for entry in entries for case in entry["cases"] for aspect in entry["aspects"]}
+        self.ran_cases, self.used = set(), set()
 
     def intended(self, case, aspect):
-        for number, entry in enumerate(self.entries):
-            if fnmatch.fnmatch(case, entry["case"]) and fnmatch.fnmatch(aspect, entry["aspect"]):
-                self.used.add(number)
-                return True
+        if (case, aspect) in self.pairs:
+            self.used.add((case, aspect))
+            return True
         return False
 
     def ran(self, case):
         """Notes that a case ran, so that an entry for it that excuses nothing is known to be stale."""
-        self.tried.update(number for number, entry in enumerate(self.entries) if fnmatch.fnmatch(case, entry["case"]))
+        self.ran_cases.add(case)
 
     def stale(self):
-        return [self.entries[number] for number in sorted(self.tried - self.used)]
+        return sorted(pair for pair in self.pairs - self.used if pair[0] in self.ran_cases)

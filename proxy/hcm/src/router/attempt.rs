@@ -24,7 +24,11 @@ pub struct Try {
 pub enum End {
     Response(Box<Try>),
     /// The upstream failed. `processed` is false if it cannot have seen the request.
-    Upstream { error: StreamError, processed: bool, stream: Option<Box<UpstreamStream>> },
+    Upstream {
+        error: StreamError,
+        processed: bool,
+        stream: Option<Box<UpstreamStream>>,
+    },
     Deadline(Deadline, Option<Box<UpstreamStream>>),
     /// The client failed.
     Downstream(StreamError),
@@ -49,7 +53,6 @@ pub struct Attempt<'a> {
     pub idle: Option<Duration>,
     pub streams: &'a Streams,
     pub proxy_continue: bool,
-    pub start: Instant,
 }
 
 impl Attempt<'_> {
@@ -79,7 +82,7 @@ impl Attempt<'_> {
                     Poll::Ready(Ok(())) => sending = false,
                     Poll::Ready(Err(PumpError::Downstream(error))) => return Poll::Ready(Err(Failed::Downstream(error))),
                     // The response may be there all the same: the upstream may refuse a body and say why.
-                    Poll::Ready(Err(PumpError::Upstream(_))) => sending = false,
+                    Poll::Ready(Err(PumpError::Upstream)) => sending = false,
                 }
                 if !complete && self.pump.received_all() {
                     complete = true;

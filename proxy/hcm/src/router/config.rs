@@ -1,8 +1,8 @@
 //! The router filter's own configuration. Compiled on the control thread.
 
 use nuncio_core::diag::{At, Report};
-use nuncio_proto::envoy::extensions::filters::http::router::v3::Router;
 use nuncio_proto::Message;
+use nuncio_proto::envoy::extensions::filters::http::router::v3::Router;
 
 /// A compiled router filter.
 #[derive(Debug)]

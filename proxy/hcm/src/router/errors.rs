@@ -85,6 +85,11 @@ pub const UPSTREAM_MAX_DURATION: &str = "upstream_max_stream_duration_reached";
 pub const PER_TRY_IDLE_TIMEOUT: &str = "upstream_per_try_idle_timeout";
 pub const PER_TRY_TIMEOUT: &str = "upstream_per_try_timeout";
 
+/// Whether the connection manager decides on this end, and not the router: it is not counted for the cluster.
+pub fn is_managers(details: &str) -> bool {
+    matches!(details, MAX_DURATION | UPSTREAM_MAX_DURATION | STREAM_IDLE_TIMEOUT | "request_overall_timeout")
+}
+
 fn local_flag(detail: &str) -> ResponseFlags {
     match detail {
         RESPONSE_TIMEOUT | PER_TRY_TIMEOUT | PER_TRY_IDLE_TIMEOUT => ResponseFlags::UPSTREAM_REQUEST_TIMEOUT,

@@ -18,7 +18,15 @@ pub fn outlier_code(request: &RequestHead, head: &ResponseHead) -> u16 {
 }
 
 /// Counts a response in the stats of its cluster.
-pub fn charge(cluster: &Arc<Cluster>, config: &HcmConfig, request: &RequestHead, host: &Arc<Host>, code: u16, status: u16, elapsed: Duration) {
+pub fn charge(
+    cluster: &Arc<Cluster>,
+    config: &HcmConfig,
+    request: &RequestHead,
+    host: &Arc<Host>,
+    code: u16,
+    status: u16,
+    elapsed: Duration,
+) {
     if !config.router.dynamic_stats {
         return;
     }

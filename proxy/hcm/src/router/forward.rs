@@ -10,7 +10,7 @@ use super::timeouts;
 use super::upstream_body::{UpstreamBody, UpstreamMeter};
 use super::{errors, finish};
 use crate::names::*;
-use crate::stream::Active;
+use crate::stream::{Active, MeteredBody};
 use http::{HeaderValue, StatusCode, header};
 use nuncio_core::exchange::Exchange;
 use nuncio_core::views::{self, HostView};
@@ -73,8 +73,9 @@ pub async fn forward(active: &mut Active, streams: &mut Streams, entry: &RouteEn
 
     let mut body = std::mem::take(&mut ex.request_body);
     let keep = retry.is_some() && streams.upgrade.is_none();
+    let upgrading = streams.upgrade.is_some();
     if let Some(upgrade) = streams.upgrade.take() {
-        body = upgrade;
+        body = MeteredBody::wrap(upgrade, &ex.info.request_meter);
     }
     let tees = start_mirrors(forward, ex, &body, timeouts.global, hash, &config);
     let limit = usize::try_from(entry.buffer_limit(u64::from(cluster.buffer_limit()))).unwrap_or(usize::MAX);
@@ -110,19 +111,21 @@ pub async fn forward(active: &mut Active, streams: &mut Streams, entry: &RouteEn
                 reply.headers.insert(X_ENVOY_ATTEMPT_COUNT.clone(), HeaderValue::from(this.active.ex.info.attempts));
             }
             // As Envoy, which counts what it answers for a cluster like what the cluster answers.
-            if reply.status >= 500 {
+            if reply.status >= 500 && !errors::is_managers(&reply.details) {
                 finish::charge_reply(&this.cluster, &config, &this.active.ex.request, this.tried.last(), reply.status);
             }
             return Err(reply);
         }
     };
-    this.finish(response, set_cookies);
+    this.finish(response, set_cookies, upgrading);
     Ok(())
 }
 
 /// Without `proxy_100_continue` the proxy itself says 100 and the upstream never sees the expectation.
 fn continue_early(config: &crate::config::HcmConfig, ex: &mut Exchange, streams: &Streams) {
-    if config.proxy_100_continue || !ex.request.headers.get(&header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    if config.proxy_100_continue
+        || !ex.request.headers.get(&header::EXPECT).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
         return;
     }
     ex.request.headers.remove(&header::EXPECT);
@@ -296,7 +299,6 @@ impl Forwarding<'_> {
             idle: self.forward.idle_timeout().unwrap_or(config.timeouts.stream_idle),
             streams,
             proxy_continue: config.proxy_100_continue,
-            start: ex.info.start_instant,
         };
         let mut end = run.run(&options).await;
         if let End::Upstream { stream, .. } | End::Deadline(_, stream) = &mut end
@@ -421,7 +423,7 @@ impl Forwarding<'_> {
     }
 
     /// Puts the final response into the exchange.
-    fn finish(self, response: Try, cookies: impl IntoIterator<Item = HeaderValue>) {
+    fn finish(self, response: Try, cookies: impl IntoIterator<Item = HeaderValue>, upgrading: bool) {
         let Self { active, entry, mut pump, mut deadlines, cluster, forward, retry, .. } = self;
         let config = active.config.clone();
         let ex = &mut *active.ex;
@@ -434,7 +436,11 @@ impl Forwarding<'_> {
         let status = finish::outlier_code(&ex.request, &head);
         finish::charge(&cluster, &config, &ex.request, stream.host(), status, head.status.as_u16(), ex.info.elapsed());
         if !config.router.suppress_envoy_headers {
-            head.headers.insert(X_ENVOY_UPSTREAM_SERVICE_TIME.clone(), HeaderValue::from(u64::try_from(service_time.as_millis()).unwrap_or(0)));
+            // Of an upgrade there is no end of the request to count from.
+            if !upgrading {
+                let millis = u64::try_from(service_time.as_millis()).unwrap_or(0);
+                head.headers.insert(X_ENVOY_UPSTREAM_SERVICE_TIME.clone(), HeaderValue::from(millis));
+            }
             if entry.include_attempt_count_in_response() {
                 head.headers.insert(X_ENVOY_ATTEMPT_COUNT.clone(), HeaderValue::from(ex.info.attempts));
             }

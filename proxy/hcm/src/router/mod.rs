@@ -2,8 +2,8 @@
 //! timeouts, retries and mirrors. Runs on the worker that owns the stream.
 //! Source: `envoy/extensions/filters/http/router/v3/router.proto`, docs "Router" and "HTTP route management".
 
-pub mod config;
 mod attempt;
+pub mod config;
 mod deadlines;
 pub mod errors;
 mod finish;
@@ -22,13 +22,12 @@ use crate::stream::Active;
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use nuncio_core::{Body, LocalReply, ResponseFlags, ResponseHead};
-use nuncio_http::{Informational, StreamControl};
+use nuncio_http::Informational;
 use nuncio_route::{Action, RouteEntry};
 
 /// The client's side of a stream, apart from its exchange.
 pub struct Streams {
     pub informational: Informational,
-    pub control: StreamControl,
     /// Raw bytes of an accepted upgrade.
     pub upgrade: Option<Body>,
 }
@@ -56,7 +55,8 @@ pub async fn run(active: &mut Active, streams: &mut Streams) -> Result<(), Box<L
             let body = direct.body(request, info);
             // As Envoy: a created or moved resource is where it was asked for.
             let status = direct.status();
-            let location = (status == 201 || (300..400).contains(&status)).then(|| format!("{}://{}{}", request.scheme, request.authority, request.path));
+            let location = (status == 201 || (300..400).contains(&status))
+                .then(|| format!("{}://{}{}", request.scheme, request.authority, request.path));
             let kind = Some(direct.content_type()).filter(|kind| direct.is_formatted() && *kind != "text/plain");
             Err(Box::new(answer(active, entry, status, body, location, kind)))
         }
@@ -66,7 +66,14 @@ pub async fn run(active: &mut Active, streams: &mut Streams) -> Result<(), Box<L
 }
 
 /// A reply that the route itself gives. Its headers come before those of the body, as in `sendLocalReply`.
-fn answer(active: &Active, entry: &RouteEntry, status: u16, body: Bytes, location: Option<String>, content_type: Option<&str>) -> LocalReply {
+fn answer(
+    active: &Active,
+    entry: &RouteEntry,
+    status: u16,
+    body: Bytes,
+    location: Option<String>,
+    content_type: Option<&str>,
+) -> LocalReply {
     let mut head = ResponseHead::new(StatusCode::from_u16(status).unwrap_or(StatusCode::OK));
     if let Some(location) = location.and_then(|l| HeaderValue::try_from(l).ok()) {
         head.headers.insert(header::LOCATION, location);

@@ -14,7 +14,7 @@ pub enum PumpError {
     /// The client: its body broke off.
     Downstream(StreamError),
     /// The upstream: it takes no more.
-    Upstream(StreamError),
+    Upstream,
 }
 
 /// Sends the request's body.
@@ -45,7 +45,15 @@ impl RequestPump {
     /// A pump of `source`; up to `limit` bytes are kept for retries if `keep`.
     pub fn new(source: Body, keep: bool, limit: usize, tees: Vec<Tee>) -> Self {
         let ended = source.is_end() && !matches!(source, Body::Full(ref b) if !b.is_empty());
-        Self { source, queue: VecDeque::new(), kept: keep.then(|| Kept { limit, ..Kept::default() }), ended, sent_end: ended, frames: 0, tees }
+        Self {
+            source,
+            queue: VecDeque::new(),
+            kept: keep.then(|| Kept { limit, ..Kept::default() }),
+            ended,
+            sent_end: ended,
+            frames: 0,
+            tees,
+        }
     }
     /// Whether there is no body at all: the head ends the request.
     pub fn is_empty(&self) -> bool {
@@ -98,7 +106,7 @@ impl RequestPump {
                 }
                 continue;
             }
-            std::task::ready!(upstream.poll_ready(cx)).map_err(PumpError::Upstream)?;
+            std::task::ready!(upstream.poll_ready(cx)).map_err(|_| PumpError::Upstream)?;
             let sent = match self.queue.pop_front() {
                 Some(Frame::Data(data)) => {
                     let end = self.ended && self.queue.is_empty();
@@ -114,9 +122,9 @@ impl RequestPump {
                     upstream.send_data(Bytes::new(), true)
                 }
             };
-            sent.map_err(PumpError::Upstream)?;
+            sent.map_err(|_| PumpError::Upstream)?;
         }
-        upstream.poll_flush(cx).map_err(PumpError::Upstream)
+        upstream.poll_flush(cx).map_err(|_| PumpError::Upstream)
     }
 
     fn accept(&mut self, frame: Frame) {

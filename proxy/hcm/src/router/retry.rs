@@ -25,7 +25,10 @@ pub enum Failure<'a> {
     /// The upstream answered; its response may be retriable.
     Response(&'a ResponseHead),
     /// The stream failed before a response. `processed` is false if the upstream cannot have seen the request.
-    Reset { error: &'a StreamError, processed: bool },
+    Reset {
+        error: &'a StreamError,
+        processed: bool,
+    },
     PerTryTimeout,
 }
 
@@ -88,7 +91,8 @@ impl RetryState {
             || (self.on.has(RetryOn::RETRIABLE_STATUS_CODES) && self.statuses.contains(&status));
         by_status
             || (self.on.has(RetryOn::RETRIABLE_HEADERS)
-                && (self.header_names.iter().any(|n| head.headers.contains(n)) || self.policy.as_ref().is_some_and(|p| p.retriable_response(head))))
+                && (self.header_names.iter().any(|n| head.headers.contains(n))
+                    || self.policy.as_ref().is_some_and(|p| p.retriable_response(head))))
             || grpc_status(head).is_some_and(|status| self.on.has_grpc(status))
     }
 
@@ -109,13 +113,15 @@ impl RetryState {
 
     /// How long to wait before the next attempt: what the response asks for by a rate-limit header, else fully jittered exponential.
     pub fn back_off(&self, response: Option<&ResponseHead>) -> Duration {
-        if let (Some(policy), Some(head)) = (&self.policy, response) {
-            if let Some(asked) = policy.rate_limited.as_ref().and_then(|limited| rate_limited(&limited.reset_headers, limited.max_interval, head)) {
-                // Up to half as much again, so that clients do not come back together (Envoy's JitteredLowerBoundBackOffStrategy).
-                return asked.mul_f64(1.0 + fastrand::f64() / 2.0);
-            }
+        if let (Some(policy), Some(head)) = (&self.policy, response)
+            && let Some(asked) =
+                policy.rate_limited.as_ref().and_then(|limited| rate_limited(&limited.reset_headers, limited.max_interval, head))
+        {
+            // Up to half as much again, so that clients do not come back together (Envoy's JitteredLowerBoundBackOffStrategy).
+            return asked.mul_f64(1.0 + fastrand::f64() / 2.0);
         }
-        let (base, max) = self.policy.as_ref().map_or((Duration::from_millis(25), Duration::from_millis(250)), |p| (p.base_interval, p.max_interval));
+        let (base, max) =
+            self.policy.as_ref().map_or((Duration::from_millis(25), Duration::from_millis(250)), |p| (p.base_interval, p.max_interval));
         let factor = 2u32.saturating_pow(self.tried.min(31)).saturating_sub(1).max(1);
         base.saturating_mul(factor).min(max).mul_f64(fastrand::f64())
     }

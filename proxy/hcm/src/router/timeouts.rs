@@ -39,7 +39,12 @@ impl Timeouts {
 }
 
 /// Settles the timeouts and the header that tells the upstream of them.
-pub fn settle(forward: &Forward, config: &RouterConfig, manager_max: Option<Duration>, head: &mut RequestHead) -> Result<Timeouts, Box<LocalReply>> {
+pub fn settle(
+    forward: &Forward,
+    config: &RouterConfig,
+    manager_max: Option<Duration>,
+    head: &mut RequestHead,
+) -> Result<Timeouts, Box<LocalReply>> {
     strict(config, head)?;
     let grpc = head.is_grpc();
     // A route with `max_stream_duration` has no response timeout unless a header asks for one.
@@ -61,10 +66,10 @@ pub fn settle(forward: &Forward, config: &RouterConfig, manager_max: Option<Dura
         Some(limits) if grpc => timeouts.global = limits.apply(grpc_timeout(head).unwrap_or_default()),
         _ => {}
     }
-    if config.respect_expected_rq_timeout {
-        if let Some(expected) = milliseconds(head, &X_ENVOY_EXPECTED_RQ_TIMEOUT_MS) {
-            timeouts.global = nonzero(expected);
-        }
+    if config.respect_expected_rq_timeout
+        && let Some(expected) = milliseconds(head, &X_ENVOY_EXPECTED_RQ_TIMEOUT_MS)
+    {
+        timeouts.global = nonzero(expected);
     }
     if let Some(asked) = milliseconds(head, &X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS) {
         timeouts.global = nonzero(asked);
@@ -80,7 +85,8 @@ pub fn settle(forward: &Forward, config: &RouterConfig, manager_max: Option<Dura
     // Headers for this proxy, not for the upstream.
     let mut taken = |name: &HeaderName| head.headers.remove(name).is_some_and(|v| v.as_bytes() == b"true" || v.as_bytes() == b"1");
     timeouts.alt_response = taken(&X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE);
-    timeouts.hedged = taken(&X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT) || forward.hedge_policy().is_some_and(|hedge| hedge.hedge_on_per_try_timeout);
+    timeouts.hedged =
+        taken(&X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT) || forward.hedge_policy().is_some_and(|hedge| hedge.hedge_on_per_try_timeout);
     taken(&X_ENVOY_UPSTREAM_ALT_STAT_NAME);
     timeouts.tell_expected = !config.suppress_envoy_headers;
     let expected = timeouts.tell(head, Duration::ZERO);

@@ -105,7 +105,7 @@ impl Duplex {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(PumpError::Downstream(error))) => *failed = Some(error),
                 // The upstream may stop reading and still answer; its response says how it ends.
-                Poll::Ready(Err(PumpError::Upstream(_))) => pump.abandon(),
+                Poll::Ready(Err(PumpError::Upstream)) => pump.abandon(),
                 Poll::Pending => {
                     // What was handed over so far goes out while the client pauses. The response tells of a failure.
                     let _flushed = stream.poll_flush(&mut cx);

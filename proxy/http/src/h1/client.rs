@@ -294,7 +294,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Stream<IO> {
             if conn.eof {
                 // Part of a head is an answer that began: the request was seen.
                 conn.read += conn.buf.len() as u64;
-                let error = if conn.buf.is_empty() || conn.failure.is_some() { conn.closed() } else { StreamError::Protocol(details::CODEC_ERROR) };
+                let error =
+                    if conn.buf.is_empty() || conn.failure.is_some() { conn.closed() } else { StreamError::Protocol(details::CODEC_ERROR) };
                 self.fail();
                 return Poll::Ready(Err(error));
             }

@@ -53,9 +53,11 @@ fn put_fields(out: &mut Vec<u8>, headers: &Headers, format: HeaderKeyFormat, mut
                 continue;
             }
             7 if *name == header::UPGRADE && std::mem::take(&mut protocol) => {}
-            10 if *name == header::CONNECTION && std::mem::take(&mut connection) => {
-                put_field(out, name, b"upgrade", headers, format);
-                continue;
+            10 if *name == header::CONNECTION
+                && validate::tokens(value.as_bytes()).any(|t| t.eq_ignore_ascii_case(b"upgrade"))
+                && connection =>
+            {
+                connection = false;
             }
             7 | 10 | 14 | 16 | 17 if validate::is_connection_specific(name) => continue,
             _ => {}

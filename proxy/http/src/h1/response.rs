@@ -108,7 +108,7 @@ fn parse_head(bytes: &Bytes, options: &ClientOptions, asked: Asked) -> Result<Pa
                     keep |= token.eq_ignore_ascii_case(b"keep-alive");
                     upgrade_token |= token.eq_ignore_ascii_case(b"upgrade");
                 }
-                return Ok(false);
+                return Ok(status == StatusCode::SWITCHING_PROTOCOLS);
             }
             16 if *name == PROXY_CONNECTION => {
                 close |= validate::tokens(value).any(|t| t.eq_ignore_ascii_case(b"close"));
@@ -146,10 +146,9 @@ fn parse_head(bytes: &Bytes, options: &ClientOptions, asked: Asked) -> Result<Pa
     if transfer_encoding && !chunked {
         return Err(HeadError::Bad(details::INVALID_TRANSFER_ENCODING));
     }
-    if switching && upgrade && upgrade_token {
-        headers.append(header::CONNECTION, http::HeaderValue::from_static("upgrade"));
-    } else {
+    if !(switching && upgrade && upgrade_token) {
         headers.remove(&header::UPGRADE);
+        headers.remove(&header::CONNECTION);
     }
     let framing = if upgraded {
         headers.remove(&header::CONTENT_LENGTH);

@@ -120,7 +120,8 @@ pub fn request_in(parts: request::Parts, options: &ServerOptions) -> Result<Inco
         let error = Malformed { status, details: details::H2_TOO_MANY_HEADERS, head: Some(Box::new(head)), recoverable: true };
         return Err(Refused::Malformed(Box::new(error)));
     }
-    if !validate::is_valid_authority(head.authority.as_bytes()) {
+    // RFC 9113, section 8.3.1: no user information.
+    if !validate::is_valid_authority(head.authority.as_bytes()) || head.authority.contains('@') {
         return Err(malformed(details::INVALID_AUTHORITY, Some(head)));
     }
     if !has_authority {

@@ -34,5 +34,9 @@ fn stream_error(error: &h2::Error) -> StreamError {
             _ => StreamError::Protocol(crate::validate::details::H2_MESSAGING),
         };
     }
+    // We ended the connection because of what the peer sent.
+    if error.is_go_away() && error.is_library() {
+        return StreamError::Protocol(crate::validate::details::H2_MESSAGING);
+    }
     StreamError::ConnectionClosed(error.to_string())
 }
