@@ -1,6 +1,9 @@
 //! Response flags: why a stream ended as it did. Names and long names are those of Envoy's `%RESPONSE_FLAGS%` and
 //! `%RESPONSE_FLAGS_LONG%` (`envoy/stream_info/stream_info.h`, `stream_info/utility.cc`).
 
+/// Marks that the end of retries was the first flag to be set.
+const URX_FIRST: u64 = 1 << 63;
+
 /// A set of response flags.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ResponseFlags(u64);
@@ -50,11 +53,17 @@ flags! {
 impl ResponseFlags {
     /// Adds `flag`.
     pub fn set(&mut self, flag: Self) {
+        if self.0 == 0 && flag.0 == Self::UPSTREAM_RETRY_LIMIT_EXCEEDED.0 {
+            self.0 = URX_FIRST;
+        }
         self.0 |= flag.0;
     }
     /// Removes `flag`.
     pub fn clear(&mut self, flag: Self) {
         self.0 &= !flag.0;
+        if !self.has(Self::UPSTREAM_RETRY_LIMIT_EXCEEDED) {
+            self.0 &= !URX_FIRST;
+        }
     }
     /// Whether any of `flag` is set.
     pub fn has(self, flag: Self) -> bool {
@@ -68,20 +77,20 @@ impl ResponseFlags {
     pub fn from_short(name: &str) -> Option<Self> {
         Self::ALL.iter().find(|(_, s, _)| *s == name).map(|(f, _, _)| *f)
     }
-    /// The set flags as (short, long) names. Envoy tells them in the order in which they were set; of several on one stream that is
-    /// the end of retries first, which is decided before the failure is told.
+    /// The set flags as (short, long) names. Envoy tells them in the order in which they were set; the one case where that differs from
+    /// the order of bits is the router's, which decides the end of retries before it tells the failure.
     pub fn names(self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        let first = Self::UPSTREAM_RETRY_LIMIT_EXCEEDED;
-        let of = move |set: Self| Self::ALL.iter().filter(move |(f, _, _)| set.has(*f)).map(|(_, s, l)| (*s, *l));
-        of(Self(self.0 & first.0)).chain(of(Self(self.0 & !first.0)))
+        let first = if self.0 & URX_FIRST == 0 { 0 } else { Self::UPSTREAM_RETRY_LIMIT_EXCEEDED.0 };
+        let of = move |set: u64| Self::ALL.iter().filter(move |(f, _, _)| set & f.0 != 0).map(|(_, s, l)| (*s, *l));
+        of(self.0 & first).chain(of(self.0 & !first))
     }
-    /// `URX,UF`; `-` if none.
+    /// `UF,URX`; `-` if none.
     pub fn short(self) -> String {
         let all: Vec<_> = self.names().map(|(s, _)| s).collect();
         if all.is_empty() { "-".to_string() } else { all.join(",") }
     }
     /// The raw bits, for compact comparison.
     pub fn bits(self) -> u64 {
-        self.0
+        self.0 & !URX_FIRST
     }
 }

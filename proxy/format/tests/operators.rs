@@ -179,7 +179,7 @@ fn other_facts() {
     ex.info.response_code = 403;
     let cx = context(&ex);
     for (format, expected) in [
-        ("%RESPONSE_FLAGS% %RESPONSE_FLAGS_LONG%", "URX,UF UpstreamRetryLimitExceeded,UpstreamConnectionFailure"),
+        ("%RESPONSE_FLAGS% %RESPONSE_FLAGS_LONG%", "UF,URX UpstreamConnectionFailure,UpstreamRetryLimitExceeded"),
         ("%UPSTREAM_TRANSPORT_FAILURE_REASON%", "delayed_connect_error:_Connection_refused"),
         ("%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_REMOTE_PORT%", "@sock -"),
         ("%REQ(X-FORWARDED-FOR)%", "1.1.1.1,2.2.2.2"),

@@ -90,7 +90,7 @@ fn append_actions() {
         ],
     );
     let upstream = lab.upstream(&head);
-    let wanted = "h /p [x-append: old, x-present: old, x-over: new, x-exists: new, x-old-append: new, x-in: I, x-over2: new, \
+    let wanted = "h /p [x-append: old, x-present: old, x-in: I, x-over: new, x-over2: new, x-exists: new, x-old-append: new, \
                   x-append: new, x-absent: new, x-both: new, x-kept: , x-req: a I /p, x-raw: raw, x-percent: 100%]";
     assert_eq!(shown(&upstream), wanted);
 }
@@ -108,7 +108,7 @@ fn hosts() {
 - {match: {prefix: /wc}, route: {weighted_clusters: {clusters: [{name: c, weight: 1, host_rewrite_literal: wc}]}, append_x_forwarded_host: true}}",
     );
     for (path, header, wanted) in [
-        ("/lit", None, "new /lit [x-forwarded-host: h, x-envoy-original-host: h]"),
+        ("/lit", None, "new /lit [x-envoy-original-host: h, x-forwarded-host: h]"),
         ("/lit", Some(("x-forwarded-host", "h")), "new /lit [x-forwarded-host: h, x-envoy-original-host: h]"),
         ("/lit", Some(("x-forwarded-host", "a, b")), "new /lit [x-forwarded-host: a, b,h, x-envoy-original-host: h]"),
         ("/lit", Some(("x-forwarded-host", "a,h")), "new /lit [x-forwarded-host: a,h, x-envoy-original-host: h]"),
@@ -119,7 +119,7 @@ fn hosts() {
         ("/fmt", Some(("x-h", "q")), "q.x /fmt [x-h: q, x-envoy-original-host: h]"),
         ("/fmt", None, "-.x /fmt [x-envoy-original-host: h]"),
         ("/auto", None, "h /auto []"),
-        ("/both", None, "route /both [x-forwarded-host: wc, x-envoy-original-host: wc]"),
+        ("/both", None, "route /both [x-envoy-original-host: wc, x-forwarded-host: wc]"),
         ("/wc", None, "wc /wc []"),
     ] {
         let head = get("h", path, header.as_slice());

@@ -65,7 +65,7 @@ def hostile():
     }
     wire = Setup("frames")
     for name, parts in frames.items():
-        wire.add(name, h2={"frames": parts, "streams": [1, 3] if name == "two streams" else [3] if name == "streams go down" else [1]}, wait=0.5)
+        wire.add(name, ignore=("upstream",) if name.startswith(("body", "reset", "goaway", "data after")) else (), h2={"frames": parts, "streams": [1, 3] if name == "two streams" else [3] if name == "streams go down" else [1]}, wait=0.5)
     return [setup, wire]
 
 
