@@ -2,7 +2,7 @@
 CARGO ?= cargo
 LAB = istio-compat/lab
 
-.PHONY: demo build test e2e bench lint advisories fuzz
+.PHONY: demo build test differential e2e bench lint advisories fuzz
 
 build:            ## the release binary: target/release/nuncio
 	$(CARGO) build --release --locked -p nuncio
@@ -13,6 +13,11 @@ demo: build       ## builds, runs the gateway on an embedded example, shows cana
 test:             ## every test that needs nothing but Rust
 	$(CARGO) build --locked -p nuncio
 	$(CARGO) test --locked --workspace -q
+
+differential:     ## Envoy and Nuncio side by side: same configuration, same bytes, same behaviour (see docs/envoy-differences.md)
+	tests/need differential
+	$(CARGO) build --locked -p nuncio
+	python3 tests/differential/run.py $(CASES)
 
 lint:             ## formatting, clippy, dependencies
 	$(CARGO) fmt --all --check
