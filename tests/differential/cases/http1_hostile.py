@@ -1,6 +1,5 @@
 """Hostile and odd HTTP/1 bytes: what is refused, how, and what becomes of the connection. Everything that gets through is shown by the
 upstream that saw it, so a smuggled request would be a second one there."""
-from harness.config import route, to
 from harness.setup import Setup, reply
 
 GOOD = b"GET /next HTTP/1.1\r\nHost: host\r\n\r\n"

@@ -2,7 +2,7 @@
 import struct
 
 from harness import wire2
-from harness.config import cluster, http2_options, route, say, to
+from harness.config import cluster, http2_options, route, to
 from harness.setup import Setup, reply
 
 GET = [(":method", "GET"), (":scheme", "http"), (":authority", "host"), (":path", "/")]

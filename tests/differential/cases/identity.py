@@ -1,5 +1,5 @@
 """Who the client is: x-forwarded-*, trusted hops, internal addresses, x-request-id, x-envoy-* sanitising, via and server."""
-from harness.config import LOG, cluster, extension, route, say, to, typed
+from harness.config import LOG, extension
 from harness.setup import Setup, reply
 
 LOG_WHO = LOG + " down=[%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%] direct=[%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%] id=[%REQ(X-REQUEST-ID)%]"

@@ -1,5 +1,5 @@
 """Direct responses, redirects, and replies made by the proxy itself, with mappers and body formats."""
-from harness.config import cluster, extension, route, say, to
+from harness.config import cluster, route, say, to
 from harness.setup import Setup
 
 

@@ -1,5 +1,5 @@
 """What the upstream sees: path and host rewrites, header mutation in every place and order, internal redirects."""
-from harness.config import cluster, endpoint, extension, route, to, typed
+from harness.config import cluster, endpoint, extension, route, to
 from harness.setup import Setup, reply
 
 

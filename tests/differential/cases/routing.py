@@ -1,5 +1,5 @@
 """Route and virtual-host matching. Each route answers with its own name, so a case shows which one was taken."""
-from harness.config import extension, route, say, typed
+from harness.config import extension, route, say
 from harness.setup import Setup
 
 

@@ -27,8 +27,8 @@ class Setup:
     `routes` or `vhosts` or `route_config`: the route table; `hcm`, `router`, `listener`, `chain`, `bootstrap`: fields laid over the defaults;
     `filters`: HTTP filters before the router; `clusters`: clusters (one named "a" if not given); `upstreams`: kinds of upstreams that are
     not plain HTTP/1 ("refused", "h2", "tls", ..) by name; `stats`: regular expressions of counters and gauges to compare at the end;
-    `log`: the access-log format; `linger`: seconds to watch connections after the last case, to learn their fate;
-    `alone`: another configuration that must be refused or accepted alike (see `refused`)."""
+    `log`: the access-log format; `linger`: seconds to watch connections after the last case, to learn their fate; `ignore`: aspects that
+    are not compared; `tls`: how clients handshake; `files`: texts by name in the proxy's directory; `args`: more of its command line."""
 
     def __init__(self, name, *, routes=None, vhosts=None, route_config=None, hcm=None, router=None, filters=(), clusters=None, upstreams=None,
                  listener=None, chain=None, bootstrap=None, network_filters=(), manager=True, stats=(), log=LOG, linger=0.35, ignore=(),
