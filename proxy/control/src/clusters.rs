@@ -2,6 +2,7 @@
 
 use crate::control::{Control, reason};
 use crate::needs::Need;
+use crate::raw::Standing;
 use crate::source;
 use crate::subscriptions::Kind;
 use nuncio_core::diag::{At, Report};
@@ -24,16 +25,14 @@ impl Control {
             if i % BATCH == BATCH - 1 {
                 tokio::task::yield_now().await;
             }
-            let known = self.raw(Kind::Cluster).borrow();
-            if known.get(&resource.name).is_some_and(|e| e.is_static) {
-                log::warn!(target: "upstream", "CDS: cluster '{}' is in the bootstrap and is not changed", resource.name);
-                continue;
-            }
-            let unchanged =
-                known.is_unchanged(&resource.name, &resource.value) && known.get(&resource.name).is_some_and(|e| e.error.is_none());
-            drop(known);
-            if unchanged {
-                continue;
+            let standing = self.raw(Kind::Cluster).borrow().standing(&resource.name, &resource.value);
+            match standing {
+                Standing::Static => {
+                    log::warn!(target: "upstream", "CDS: cluster '{}' is in the bootstrap and is not changed", resource.name);
+                    continue;
+                }
+                Standing::Unchanged => continue,
+                Standing::Changed => {}
             }
             match self.apply_cluster(&resource.value, true) {
                 Ok(applied) => self.raw(Kind::Cluster).borrow_mut().accept(resource, applied == Applied::Warming),

@@ -4,6 +4,7 @@
 use crate::clusters::BATCH;
 use crate::control::{Control, reason};
 use crate::needs::{self, Needs};
+use crate::raw::Standing;
 use crate::subscriptions::Kind;
 use nuncio_core::diag::{At, Report};
 use nuncio_core::info::TrafficDirection;
@@ -83,16 +84,14 @@ impl Control {
             if i % BATCH == BATCH - 1 {
                 tokio::task::yield_now().await;
             }
-            let known = self.raw(Kind::Listener).borrow();
-            if known.get(&resource.name).is_some_and(|e| e.is_static) {
-                log::warn!(target: "config", "LDS: listener '{}' is in the bootstrap and is not changed", resource.name);
-                continue;
-            }
-            let unchanged =
-                known.is_unchanged(&resource.name, &resource.value) && known.get(&resource.name).is_some_and(|e| e.error.is_none());
-            drop(known);
-            if unchanged {
-                continue;
+            let standing = self.raw(Kind::Listener).borrow().standing(&resource.name, &resource.value);
+            match standing {
+                Standing::Static => {
+                    log::warn!(target: "config", "LDS: listener '{}' is in the bootstrap and is not changed", resource.name);
+                    continue;
+                }
+                Standing::Unchanged => continue,
+                Standing::Changed => {}
             }
             let mut proto = match Listener::decode(resource.value.as_ref()) {
                 Ok(proto) => proto,

@@ -41,6 +41,17 @@ pub struct TypeStore {
     entries: BTreeMap<Arc<str>, Entry>,
 }
 
+/// How a pushed resource stands to what is held under its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The bootstrap has it; a push does not change it.
+    Static,
+    /// The same bytes were accepted last.
+    Unchanged,
+    /// It is new, other, or was refused.
+    Changed,
+}
+
 impl TypeStore {
     /// An empty store.
     pub fn new(type_url: &str) -> Self {
@@ -53,6 +64,14 @@ impl TypeStore {
     /// Whether `bytes` are what was accepted last under `name`.
     pub fn is_unchanged(&self, name: &str, bytes: &[u8]) -> bool {
         self.get(name).and_then(Entry::latest).is_some_and(|raw| raw.value == bytes)
+    }
+    /// How a pushed resource stands to what is held under `name`.
+    pub fn standing(&self, name: &str, bytes: &[u8]) -> Standing {
+        match self.get(name) {
+            Some(entry) if entry.is_static => Standing::Static,
+            Some(entry) if entry.error.is_none() && self.is_unchanged(name, bytes) => Standing::Unchanged,
+            _ => Standing::Changed,
+        }
     }
     /// A resource of the bootstrap.
     pub fn put_static(&mut self, name: &str, value: Bytes) {
