@@ -166,7 +166,7 @@ def secret(crt, key):
 
 
 def tls_rotation():
-    """A TLS Gateway by credentialName; its certificate is rotated under handshakes without a failure; passthrough by SNI."""
+    """A TLS Gateway by credentialName; its certificate is rotated under handshakes without a failure."""
     apply("""
 apiVersion: networking.istio.io/v1
 kind: Gateway
