@@ -21,6 +21,7 @@ macro_rules! stats {
     (@type gauge) => { Gauge };
     (@type histogram) => { Histogram };
 }
+pub(crate) use stats;
 
 stats! {
     /// Traffic: connections and requests.
@@ -119,9 +120,24 @@ impl CodeStats {
 
 /// Response codes and times of one prefix.
 #[derive(Debug)]
-struct Responses {
+pub(crate) struct Responses {
     codes: CodeStats,
     time: Histogram,
+}
+
+impl Responses {
+    /// Makes the stats below `scope`, but for single codes.
+    pub(crate) fn new(scope: &Scope) -> Self {
+        Self { codes: CodeStats::new(scope), time: scope.histogram("upstream_rq_time") }
+    }
+    /// Counts a response; its code counts as `<prefix>upstream_rq_<code>` below `scope`.
+    pub(crate) fn charge(&self, scope: &Scope, prefix: &str, code: u16) {
+        self.codes.charge(scope, prefix, code);
+    }
+    /// Records how long a response took, in milliseconds.
+    pub(crate) fn time(&self, millis: u64) {
+        self.time.record(millis);
+    }
 }
 
 /// What kind of response is charged.
@@ -171,7 +187,7 @@ impl Zone {
     fn new(scope: &Scope, from: &str, to: &str) -> Self {
         let prefix = format!("zone.{from}.{to}.").into_boxed_str();
         let scope = scope.scope(&prefix);
-        let responses = Responses { codes: CodeStats::new(&scope), time: scope.histogram("upstream_rq_time") };
+        let responses = Responses::new(&scope);
         Self { from: from.into(), to: to.into(), prefix, responses }
     }
     fn is(&self, from: &str, to: &str) -> bool {
@@ -205,7 +221,7 @@ impl ClusterStats {
             lb: LbStats::new(scope),
             default_breakers: breakers(&scope.scope("circuit_breakers.default."), track.0),
             high_breakers: breakers(&scope.scope("circuit_breakers.high."), track.1),
-            all: Responses { codes: CodeStats::new(scope), time: scope.histogram("upstream_rq_time") },
+            all: Responses::new(scope),
             internal: OnceLock::new(),
             external: OnceLock::new(),
             canary: OnceLock::new(),
@@ -224,44 +240,41 @@ impl ClusterStats {
         self.outlier.get_or_init(|| Box::new(OutlierStats::new(&self.scope.scope("outlier_detection."))))
     }
     fn responses<'a>(&'a self, slot: &'a OnceLock<Box<Responses>>, prefix: &str) -> &'a Responses {
-        slot.get_or_init(|| {
-            let scope = self.scope.scope(prefix);
-            Box::new(Responses { codes: CodeStats::new(&scope), time: scope.histogram("upstream_rq_time") })
-        })
+        slot.get_or_init(|| Box::new(Responses::new(&self.scope.scope(prefix))))
     }
     /// Counts a response code: `upstream_rq_completed`, `upstream_rq_2xx`, `upstream_rq_200`, the same under `internal.` or
     /// `external.`, `canary.`, and `zone.<from>.<to>.`. Source: Envoy's `Http::CodeStatsImpl::chargeResponseStat`.
     pub fn charge_response(&self, code: u16, how: &Charge<'_>) {
-        self.all.codes.charge(&self.scope, "", code);
+        self.all.charge(&self.scope, "", code);
         if how.internal {
-            self.responses(&self.internal, "internal.").codes.charge(&self.scope, "internal.", code);
+            self.responses(&self.internal, "internal.").charge(&self.scope, "internal.", code);
         } else {
-            self.responses(&self.external, "external.").codes.charge(&self.scope, "external.", code);
+            self.responses(&self.external, "external.").charge(&self.scope, "external.", code);
         }
         if how.canary {
-            self.responses(&self.canary, "canary.").codes.charge(&self.scope, "canary.", code);
+            self.responses(&self.canary, "canary.").charge(&self.scope, "canary.", code);
         }
         if let Some(zones) = how.zones {
-            self.zones.with(&self.scope, zones, |zone| zone.responses.codes.charge(&self.scope, &zone.prefix, code));
+            self.zones.with(&self.scope, zones, |zone| zone.responses.charge(&self.scope, &zone.prefix, code));
         }
     }
     /// Counts the code of a response that was not passed on because the request is tried again: `retry.upstream_rq_503`, ..
     pub fn charge_retried(&self, code: u16) {
-        self.responses(&self.retry, "retry.").codes.charge(&self.scope, "retry.", code);
+        self.responses(&self.retry, "retry.").charge(&self.scope, "retry.", code);
     }
     /// Records how long a response took in milliseconds: `upstream_rq_time`, and the same by kind.
     pub fn charge_time(&self, millis: u64, how: &Charge<'_>) {
-        self.all.time.record(millis);
+        self.all.time(millis);
         if how.internal {
-            self.responses(&self.internal, "internal.").time.record(millis);
+            self.responses(&self.internal, "internal.").time(millis);
         } else {
-            self.responses(&self.external, "external.").time.record(millis);
+            self.responses(&self.external, "external.").time(millis);
         }
         if how.canary {
-            self.responses(&self.canary, "canary.").time.record(millis);
+            self.responses(&self.canary, "canary.").time(millis);
         }
         if let Some(zones) = how.zones {
-            self.zones.with(&self.scope, zones, |zone| zone.responses.time.record(millis));
+            self.zones.with(&self.scope, zones, |zone| zone.responses.time(millis));
         }
     }
 }
