@@ -26,6 +26,7 @@ names! {
     X_ENVOY_RETRY_ON "x-envoy-retry-on";
     X_ENVOY_RETRY_GRPC_ON "x-envoy-retry-grpc-on";
     X_ENVOY_MAX_RETRIES "x-envoy-max-retries";
+    X_ENVOY_UPSTREAM_CANARY "x-envoy-upstream-canary";
     X_ENVOY_UPSTREAM_ALT_STAT_NAME "x-envoy-upstream-alt-stat-name";
     X_ENVOY_UPSTREAM_RQ_TIMEOUT_MS "x-envoy-upstream-rq-timeout-ms";
     X_ENVOY_UPSTREAM_RQ_PER_TRY_TIMEOUT_MS "x-envoy-upstream-rq-per-try-timeout-ms";

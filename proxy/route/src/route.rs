@@ -169,10 +169,7 @@ impl RouteNode {
         let (action, forwarded) = action(route, &path, parents, at, cx)?;
         let cors = forwarded.and_then(|(action, _)| action.cors.as_ref());
         let filters = parents.filters.with(filters::compile(&route.typed_per_filter_config, cors, at, cx)?);
-        for (set, field, remedy) in [
-            (!route.stat_prefix.is_empty(), "stat_prefix", "requests are not counted by route"),
-            (route.tracing.is_some(), "tracing", "sampling goes by the connection manager's percentages"),
-        ] {
+        for (set, field, remedy) in [(route.tracing.is_some(), "tracing", "sampling goes by the connection manager's percentages")] {
             if set {
                 cx.report.warning(&at.field(field), "set", remedy);
             }

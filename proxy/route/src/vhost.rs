@@ -51,6 +51,10 @@ pub struct VirtualCluster {
 }
 
 impl VirtualCluster {
+    /// Whether it counts what no other virtual cluster matches.
+    pub fn is_other(&self) -> bool {
+        self.headers.is_empty()
+    }
     /// The caller's stats of this virtual cluster, made from its scope on first use.
     pub fn stats<T: Send + Sync + 'static>(&self, make: impl FnOnce(&Scope) -> T) -> Option<&T> {
         self.stats.get_or_make(|| make(&self.scope))
@@ -71,10 +75,9 @@ impl VirtualHostInfo {
         if host.name.is_empty() {
             return cx.refuse(&at.field("name"), "nothing", "name the virtual host");
         }
-        for (set, field, remedy) in [
-            (!host.virtual_clusters.is_empty(), "virtual_clusters", "requests are not counted by virtual cluster"),
-            (host.include_is_timeout_retry_header, "include_is_timeout_retry_header", "retries do not say why they are made"),
-        ] {
+        for (set, field, remedy) in
+            [(host.include_is_timeout_retry_header, "include_is_timeout_retry_header", "retries do not say why they are made")]
+        {
             if set {
                 cx.report.warning(&at.field(field), "set", remedy);
             }

@@ -2,6 +2,7 @@
 
 use super::Streams;
 use super::deadlines::{Deadline, Deadlines};
+use super::groups::Groups;
 use super::request_body::{PumpError, RequestPump};
 use super::timeouts::Timeouts;
 use nuncio_core::{RequestHead, ResponseHead, StreamError};
@@ -45,6 +46,7 @@ enum Failed {
 pub struct Attempt<'a> {
     pub request: &'a RequestHead,
     pub cluster: &'a Arc<Cluster>,
+    pub groups: Groups<'a>,
     pub host: &'a Arc<Host>,
     pub upstreams: &'a Upstreams,
     pub pump: &'a mut RequestPump,
@@ -68,6 +70,7 @@ impl Attempt<'_> {
             Ok(stream) => stream,
             Err(end) => return end,
         };
+        self.groups.each(|group| group.traffic.upstream_rq_total.inc());
         let mut complete = self.pump.received_all();
         let mut sending = true;
         let end = poll_fn(|cx| {

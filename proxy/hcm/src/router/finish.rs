@@ -1,13 +1,15 @@
 //! What a response means for stats and outlier detection, and what is kept of its upstream. Runs on a worker.
 
+use super::groups::Groups;
 use super::retry;
 use crate::config::HcmConfig;
 use crate::local_reply::http_from_grpc;
-use crate::names::X_ENVOY_INTERNAL;
-use nuncio_core::{RequestHead, ResponseHead, StreamInfo};
+use crate::names::{X_ENVOY_INTERNAL, X_ENVOY_UPSTREAM_CANARY};
+use nuncio_core::views::HostView;
+use nuncio_core::{Exchange, RequestHead, ResponseHead, StreamInfo};
+use nuncio_proto::envoy::config::core::v3::Locality;
 use nuncio_upstream::{Charge, Cluster, Host, UpstreamStream};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// The code that outlier detection counts: the HTTP status, or what a gRPC status in the headers stands for.
 pub fn outlier_code(request: &RequestHead, head: &ResponseHead) -> u16 {
@@ -17,24 +19,42 @@ pub fn outlier_code(request: &RequestHead, head: &ResponseHead) -> u16 {
     }
 }
 
-/// Counts a response in the stats of its cluster.
+/// What a response is counted as. `head` is none for what the proxy answers itself.
+fn kind<'a>(config: &'a HcmConfig, request: &RequestHead, host: Option<&'a Arc<Host>>, head: Option<&ResponseHead>) -> Charge<'a> {
+    let said = head.and_then(|h| h.headers.get(&X_ENVOY_UPSTREAM_CANARY)).is_some_and(|v| v.as_bytes() == b"true");
+    let zone = |locality: &'a Locality| Some(locality.zone.as_str()).filter(|z| !z.is_empty());
+    let ours = config.server.node.locality.as_ref().and_then(zone);
+    let theirs = host.and_then(|h| h.locality()).and_then(zone);
+    Charge {
+        internal: request.headers.contains(&X_ENVOY_INTERNAL),
+        canary: said || host.is_some_and(|h| h.canary()),
+        zones: ours.zip(theirs),
+    }
+}
+
+/// Counts a response in the stats of its cluster and groups. `code` is what outlier detection counts.
 pub fn charge(
     cluster: &Arc<Cluster>,
+    groups: &Groups<'_>,
     config: &HcmConfig,
-    request: &RequestHead,
+    ex: &Exchange,
     host: &Arc<Host>,
     code: u16,
-    status: u16,
-    elapsed: Duration,
+    head: &ResponseHead,
 ) {
-    if !config.router.dynamic_stats {
+    if !config.router.dynamic_stats || ex.info.health_check {
         return;
     }
-    let code = if config.router.suppress_grpc_failure_stats { status } else { code };
-    let how = Charge { internal: request.headers.contains(&X_ENVOY_INTERNAL), canary: host.canary(), zones: None };
+    let code = if config.router.suppress_grpc_failure_stats { head.status.as_u16() } else { code };
+    let how = kind(config, &ex.request, Some(host), Some(head));
+    let millis = u64::try_from(ex.info.elapsed().as_millis()).unwrap_or(u64::MAX);
     let stats = cluster.stats();
     stats.charge_response(code, &how);
-    stats.charge_time(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX), &how);
+    stats.charge_time(millis, &how);
+    groups.each(|group| {
+        group.charge_response(code);
+        group.charge_time(millis);
+    });
 }
 
 /// Counts a response that a retry replaces, under `retry.`.
@@ -45,12 +65,12 @@ pub fn charge_retried(cluster: &Arc<Cluster>, config: &HcmConfig, status: u16) {
 }
 
 /// Counts what the proxy answers itself for a cluster (`Router::Filter::chargeUpstreamAbort`).
-pub fn charge_reply(cluster: &Arc<Cluster>, config: &HcmConfig, request: &RequestHead, host: Option<&Arc<Host>>, status: u16) {
-    if !config.router.dynamic_stats {
+pub fn charge_reply(cluster: &Arc<Cluster>, groups: &Groups<'_>, config: &HcmConfig, ex: &Exchange, host: Option<&Arc<Host>>, status: u16) {
+    if !config.router.dynamic_stats || ex.info.health_check {
         return;
     }
-    let canary = host.is_some_and(|h| h.canary());
-    cluster.stats().charge_response(status, &Charge { internal: request.headers.contains(&X_ENVOY_INTERNAL), canary, zones: None });
+    cluster.stats().charge_response(status, &kind(config, &ex.request, host, None));
+    groups.each(|group| group.charge_response(status));
 }
 
 /// Keeps what formatters ask of the upstream connection.

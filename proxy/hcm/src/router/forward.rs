@@ -3,6 +3,7 @@
 use super::Streams;
 use super::attempt::{self, End, Try};
 use super::deadlines::{Deadline, Deadlines};
+use super::groups::Groups;
 use super::mirror::{Mirror, Tee};
 use super::request_body::RequestPump;
 use super::retry::{Failure, RetryState};
@@ -36,6 +37,7 @@ struct Forwarding<'a> {
     entry: &'a RouteEntry,
     forward: &'a Forward,
     cluster: Arc<Cluster>,
+    groups: Groups<'a>,
     upstreams: Rc<Upstreams>,
     priority: RoutingPriority,
     retry: Option<RetryState>,
@@ -65,6 +67,7 @@ pub async fn forward(active: &mut Active, streams: &mut Streams, entry: &RouteEn
     }
     let ex = &mut *active.ex;
     ex.info.upstream_mut().cluster = ex.cluster.clone();
+    let groups = Groups::of(entry, &ex.request, &mut ex.info);
     let timeouts = timeouts::settle(forward, &config.router, config.timeouts.max_stream_duration, &mut ex.request)?;
     let retry = RetryState::new(forward.retry_policy(), &mut ex.request);
     entry.finalize_request(&mut ex.request, &ex.info, !config.router.suppress_envoy_headers);
@@ -93,6 +96,7 @@ pub async fn forward(active: &mut Active, streams: &mut Streams, entry: &RouteEn
         entry,
         forward,
         cluster,
+        groups,
         upstreams: Upstreams::current(),
         priority,
         retry,
@@ -112,7 +116,7 @@ pub async fn forward(active: &mut Active, streams: &mut Streams, entry: &RouteEn
             }
             // As Envoy, which counts what it answers for a cluster like what the cluster answers.
             if reply.status >= 500 && !errors::is_managers(&reply.details) {
-                finish::charge_reply(&this.cluster, &config, &this.active.ex.request, this.tried.last(), reply.status);
+                finish::charge_reply(&this.cluster, &groups, &config, &this.active.ex, this.tried.last(), reply.status);
             }
             return Err(reply);
         }
@@ -246,7 +250,8 @@ impl Forwarding<'_> {
             .and_then(|p| p.previous_priorities_update_frequency)
             .filter(|_| !self.tried.is_empty())
             .map(|update_frequency| PriorityRetry { update_frequency, attempted: &self.tried_priorities });
-        let override_host = ex.info.filter_state.get("envoy.upstream.load_balancing_policy.override_host").and_then(|s| s.as_string());
+        // A retry is free to go elsewhere, as in Envoy.
+        let wanted = ex.override_host.as_deref().filter(|_| self.tried.is_empty());
         let lb = LbContext {
             hash: self.hash,
             downstream: Some(&ex.info.connection),
@@ -255,13 +260,16 @@ impl Forwarding<'_> {
             metadata_match: self.entry.metadata_match(),
             avoid: &avoid,
             attempts: policy.map_or(1, |p| p.host_selection_attempts),
-            override_host: override_host.as_deref().map(|address| OverrideHost { address, strict: false }),
+            override_host: wanted.map(|w| OverrideHost { address: &w.address, strict: w.strict }),
             retry_priority,
         };
         match self.upstreams.pick(&self.cluster, &lb) {
             Some(host) => Ok(host),
             None => {
-                Err(Box::new(LocalReply::new(503, "no healthy upstream", "no_healthy_upstream").flag(ResponseFlags::NO_HEALTHY_UPSTREAM)))
+                let status = wanted.filter(|w| w.strict).map_or(503, |w| w.status);
+                Err(Box::new(
+                    LocalReply::new(status, "no healthy upstream", "no_healthy_upstream").flag(ResponseFlags::NO_HEALTHY_UPSTREAM),
+                ))
             }
         }
     }
@@ -291,6 +299,7 @@ impl Forwarding<'_> {
         let run = attempt::Attempt {
             request: &ex.request,
             cluster: &self.cluster,
+            groups: self.groups,
             host,
             upstreams: &self.upstreams,
             pump: &mut self.pump,
@@ -335,6 +344,7 @@ impl Forwarding<'_> {
         }
         if retry.is_exhausted() {
             traffic.upstream_rq_retry_limit_exceeded.inc();
+            self.groups.each(|group| group.traffic.upstream_rq_retry_limit_exceeded.inc());
             self.active.ex.info.flags.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
             return false;
         }
@@ -342,10 +352,12 @@ impl Forwarding<'_> {
         self.guard = self.cluster.try_retry(self.priority);
         if self.guard.is_none() {
             traffic.upstream_rq_retry_overflow.inc();
+            self.groups.each(|group| group.traffic.upstream_rq_retry_overflow.inc());
             self.active.ex.info.flags.set(ResponseFlags::UPSTREAM_OVERFLOW);
             return false;
         }
         traffic.upstream_rq_retry.inc();
+        self.groups.each(|group| group.traffic.upstream_rq_retry.inc());
         traffic.upstream_rq_retry_backoff_exponential.inc();
         retry.take()
     }
@@ -381,7 +393,10 @@ impl Forwarding<'_> {
     fn report_timeout(&mut self, host: &Arc<Host>, which: Deadline) {
         let traffic = &self.cluster.stats().traffic;
         match which {
-            Deadline::Global => traffic.upstream_rq_timeout.inc(),
+            Deadline::Global => {
+                traffic.upstream_rq_timeout.inc();
+                self.groups.each(|group| group.traffic.upstream_rq_timeout.inc());
+            }
             Deadline::PerTry => traffic.upstream_rq_per_try_timeout.inc(),
             Deadline::PerTryIdle => traffic.upstream_rq_per_try_idle_timeout.inc(),
             Deadline::UpstreamMaxDuration => return traffic.upstream_rq_max_duration_reached.inc(),
@@ -424,17 +439,18 @@ impl Forwarding<'_> {
 
     /// Puts the final response into the exchange.
     fn finish(self, response: Try, cookies: impl IntoIterator<Item = HeaderValue>, upgrading: bool) {
-        let Self { active, entry, mut pump, mut deadlines, cluster, forward, retry, .. } = self;
+        let Self { active, entry, mut pump, mut deadlines, cluster, groups, forward, retry, .. } = self;
         let config = active.config.clone();
         let ex = &mut *active.ex;
         if retry.is_some() && ex.info.attempts > 1 && response.head.status.as_u16() < 500 {
             cluster.stats().traffic.upstream_rq_retry_success.inc();
+            groups.each(|group| group.traffic.upstream_rq_retry_success.inc());
         }
         pump.forget();
         deadlines.set(Deadline::PerTry, None);
         let Try { mut head, stream, service_time } = response;
         let status = finish::outlier_code(&ex.request, &head);
-        finish::charge(&cluster, &config, &ex.request, stream.host(), status, head.status.as_u16(), ex.info.elapsed());
+        finish::charge(&cluster, &groups, &config, ex, stream.host(), status, &head);
         if !config.router.suppress_envoy_headers {
             // Of an upgrade there is no end of the request to count from.
             if !upgrading {

@@ -8,6 +8,7 @@ mod deadlines;
 pub mod errors;
 mod finish;
 mod forward;
+mod groups;
 mod mirror;
 mod request_body;
 mod retry;
