@@ -1,14 +1,18 @@
-//! CEL in formats (`%CEL(..)%`) and in filters of access logs, which Istio Telemetry writes. nuncio-format asks for it by a hook.
+//! CEL in formats (`%CEL(..)%`), in filters of access logs, which Istio Telemetry writes, and in conditions of filters (RBAC).
+//! nuncio-format asks for it by a hook.
 
 use super::{Attributes, Program, Value};
-use nuncio_format::{Expression, FormatContext};
+use nuncio_format::{Expression, ExpressionSource, FormatContext};
 
-/// Compiles an expression for nuncio-format.
-pub fn compile(source: &str) -> Result<Box<dyn Expression>, String> {
-    let program = Program::compile(source).map_err(|e| e.to_string())?;
+/// Compiles an expression for nuncio-format and the filters.
+pub fn compile(source: ExpressionSource<'_>) -> Result<Box<dyn Expression>, String> {
+    let program = match source {
+        ExpressionSource::Text(text) => Program::compile(text).map_err(|e| e.to_string())?,
+        ExpressionSource::Parsed(expr) => Program::from_proto(expr)?,
+    };
     if !program.unknown().is_empty() {
         // Envoy accepts these and fails at every request; saying so is what is left to do.
-        log::warn!("expression {source:?} reads what does not exist: {}", program.unknown().join(", "));
+        log::warn!("an expression reads what does not exist: {}", program.unknown().join(", "));
     }
     Ok(Box::new(Compiled(program)))
 }
@@ -39,6 +43,7 @@ mod tests {
 
     #[test]
     fn decides_and_prints() {
+        let compile = |text| super::compile(ExpressionSource::Text(text));
         let mut info = kit::stream_info();
         info.response_code = 503;
         let cx = FormatContext::new(&info);

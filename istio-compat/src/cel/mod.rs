@@ -3,6 +3,7 @@
 //! thread; known attributes become direct reads of the stream, so that workers look up no names.
 //! Source: the CEL specification and Envoy's `docs/root/intro/arch_overview/advanced/attributes.rst`.
 
+mod ast;
 mod attributes;
 mod eval;
 mod format;
@@ -29,6 +30,12 @@ impl Program {
     pub fn compile(source: &str) -> Result<Self, ParseError> {
         let mut unknown = Vec::new();
         let root = parser::parse(source, &mut unknown)?;
+        Ok(Self { root, unknown })
+    }
+    /// Compiles what a control plane parsed (`google.api.expr.v1alpha1.Expr`). The error says what is wrong with it.
+    pub fn from_proto(expr: &nuncio_proto::google::api::expr::v1alpha1::Expr) -> Result<Self, String> {
+        let mut unknown = Vec::new();
+        let root = ast::convert(expr, 0, &mut unknown)?;
         Ok(Self { root, unknown })
     }
     /// Identifiers and attributes that exist neither here nor in Envoy: expressions that reach them fail when they run.

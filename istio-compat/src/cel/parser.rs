@@ -90,7 +90,7 @@ pub enum Expr {
 }
 
 /// Deeper nesting is refused: the tree is walked by recursion.
-const MAX_DEPTH: usize = 64;
+pub(super) const MAX_DEPTH: usize = 64;
 
 pub fn parse(source: &str, unknown: &mut Vec<String>) -> Result<Expr, ParseError> {
     let mut parser = Parser { tokens: tokens(source)?, next: 0, end: source.len(), depth: 0, unknown };
@@ -218,31 +218,19 @@ impl Parser<'_> {
                     arguments.extend(self.arguments(")")?);
                     expr = call(at, &name, arguments, true)?;
                 } else {
-                    expr = self.select(expr, name);
+                    expr = select(expr, name, self.unknown);
                 }
             } else if self.take("[") {
                 let index = self.expression()?;
                 self.expect("]")?;
                 expr = match index {
-                    Expr::Str(name) => self.select(expr, name),
+                    Expr::Str(name) => select(expr, name, self.unknown),
                     index => Expr::Index(Box::new(expr), Box::new(index)),
                 };
             } else {
                 return Ok(expr);
             }
         }
-    }
-    /// `a.name` and `a["name"]` are the same for maps, which is all that attributes have.
-    fn select(&mut self, expr: Expr, name: String) -> Expr {
-        let Expr::Root(root) = expr else { return Expr::Select(Box::new(expr), name) };
-        if let Some(attribute) = attributes::attribute(root, &name) {
-            return Expr::Attribute(attribute);
-        }
-        if attributes::is_open(root) {
-            return Expr::Select(Box::new(Expr::Root(root)), name);
-        }
-        self.unknown.push(format!("{}.{name}", attributes::name(root)));
-        Expr::Unknown
     }
     fn arguments(&mut self, close: &str) -> Result<Vec<Expr>, ParseError> {
         let mut out = Vec::new();
@@ -292,10 +280,8 @@ impl Parser<'_> {
             if name != "has" {
                 return call(at, &name, arguments, false);
             }
-            return match (arguments.pop(), arguments.is_empty()) {
-                (Some(Expr::Select(of, field)), true) => Ok(Expr::Has(of, field)),
-                (Some(attribute @ Expr::Attribute(_)), true) => Ok(Expr::Has(Box::new(attribute), String::new())),
-                (Some(Expr::Unknown), true) => Ok(Expr::Unknown),
+            return match (arguments.pop().and_then(has), arguments.is_empty()) {
+                (Some(has), true) => Ok(has),
                 _ => Err(ParseError::new(at, "has() takes one selection such as request.headers.name".to_string())),
             };
         }
@@ -303,18 +289,46 @@ impl Parser<'_> {
             "true" => Expr::Bool(true),
             "false" => Expr::Bool(false),
             "null" => Expr::Null,
-            _ => match attributes::root(&name) {
-                Some(root) => Expr::Root(root),
-                None => {
-                    self.unknown.push(name);
-                    Expr::Unknown
-                }
-            },
+            _ => variable(name, self.unknown),
         })
     }
 }
 
-fn call(at: usize, name: &str, mut arguments: Vec<Expr>, method: bool) -> Result<Expr, ParseError> {
+/// The variable `name`.
+pub(super) fn variable(name: String, unknown: &mut Vec<String>) -> Expr {
+    match attributes::root(&name) {
+        Some(root) => Expr::Root(root),
+        None => {
+            unknown.push(name);
+            Expr::Unknown
+        }
+    }
+}
+
+/// `a.name` and `a["name"]` are the same for maps, which is all that attributes have.
+pub(super) fn select(expr: Expr, name: String, unknown: &mut Vec<String>) -> Expr {
+    let Expr::Root(root) = expr else { return Expr::Select(Box::new(expr), name) };
+    if let Some(attribute) = attributes::attribute(root, &name) {
+        return Expr::Attribute(attribute);
+    }
+    if attributes::is_open(root) {
+        return Expr::Select(Box::new(Expr::Root(root)), name);
+    }
+    unknown.push(format!("{}.{name}", attributes::name(root)));
+    Expr::Unknown
+}
+
+/// `has()` of a selection; none if it is no selection.
+pub(super) fn has(selection: Expr) -> Option<Expr> {
+    match selection {
+        Expr::Select(of, field) => Some(Expr::Has(of, field)),
+        attribute @ Expr::Attribute(_) => Some(Expr::Has(Box::new(attribute), String::new())),
+        Expr::Unknown => Some(Expr::Unknown),
+        _ => None,
+    }
+}
+
+pub(super) fn call(at: usize, name: &str, mut arguments: Vec<Expr>, method: bool) -> Result<Expr, ParseError> {
     let (function, count) = match name {
         "size" => (Function::Size, 1),
         "string" if !method => (Function::String, 1),

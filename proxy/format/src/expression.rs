@@ -1,6 +1,8 @@
-//! Expressions (CEL) in formats and log filters. This crate knows no expression language: `main` says once who compiles them.
+//! Expressions (CEL) in formats, log filters and conditions of filters. This crate knows no expression language: `main` says once
+//! who compiles them.
 
 use crate::FormatContext;
+use nuncio_proto::google::api::expr::v1alpha1::Expr;
 use std::fmt::Debug;
 use std::sync::OnceLock;
 
@@ -12,8 +14,17 @@ pub trait Expression: Debug + Send + Sync {
     fn print(&self, cx: &FormatContext<'_>, out: &mut Vec<u8>) -> bool;
 }
 
-/// Compiles the text of an expression; the error says what is wrong with it.
-pub type ExpressionCompiler = Box<dyn Fn(&str) -> Result<Box<dyn Expression>, String> + Send + Sync>;
+/// What an expression is compiled from.
+#[derive(Clone, Copy, Debug)]
+pub enum ExpressionSource<'a> {
+    /// CEL.
+    Text(&'a str),
+    /// CEL that a control plane has parsed already.
+    Parsed(&'a Expr),
+}
+
+/// Compiles an expression; the error says what is wrong with it.
+pub type ExpressionCompiler = Box<dyn Fn(ExpressionSource<'_>) -> Result<Box<dyn Expression>, String> + Send + Sync>;
 
 static COMPILER: OnceLock<ExpressionCompiler> = OnceLock::new();
 
@@ -22,10 +33,15 @@ pub fn set_expressions(compiler: ExpressionCompiler) {
     let _ = COMPILER.set(compiler);
 }
 
-/// Compiles `text`; expressions are refused if nobody compiles them.
-pub(crate) fn compile(text: &str) -> Result<Box<dyn Expression>, String> {
+/// Compiles `source`; expressions are refused if nobody compiles them.
+pub fn compile_expression(source: ExpressionSource<'_>) -> Result<Box<dyn Expression>, String> {
     match COMPILER.get() {
-        Some(compiler) => compiler(text).map_err(|e| format!("expression {text:?}: {e}")),
+        Some(compiler) => compiler(source),
         None => Err("CEL is not supported by this build of Nuncio".to_string()),
     }
+}
+
+/// Compiles `text`.
+pub(crate) fn compile(text: &str) -> Result<Box<dyn Expression>, String> {
+    compile_expression(ExpressionSource::Text(text)).map_err(|e| format!("expression {text:?}: {e}"))
 }

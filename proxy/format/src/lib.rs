@@ -15,7 +15,7 @@ mod time;
 
 pub use access_log::AccessLogs;
 pub use context::{AccessLogType, FormatContext};
-pub use expression::{Expression, ExpressionCompiler, set_expressions};
+pub use expression::{Expression, ExpressionCompiler, ExpressionSource, compile_expression, set_expressions};
 pub use file::Files;
 pub use filter::LogFilter;
 pub use formatter::{DEFAULT_FORMAT, Formatter};

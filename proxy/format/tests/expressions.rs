@@ -7,7 +7,7 @@ mod common;
 
 use common::{context, exchange, shown};
 use nuncio_core::diag::{At, Report};
-use nuncio_format::{Expression, FormatContext, LogFilter, set_expressions};
+use nuncio_format::{Expression, ExpressionSource, FormatContext, LogFilter, set_expressions};
 use nuncio_proto::envoy::config::accesslog::v3::{AccessLogFilter, ExtensionFilter, access_log_filter::FilterSpecifier, extension_filter};
 use nuncio_proto::envoy::extensions::access_loggers::filters::cel::v3::ExpressionFilter;
 use nuncio_proto::typed::pack;
@@ -26,9 +26,10 @@ impl Expression for Code {
 
 #[test]
 fn expressions_print_and_filter() {
-    set_expressions(Box::new(|text| match text {
-        "code" => Ok(Box::new(Code)),
-        other => Err(format!("unknown {other}")),
+    set_expressions(Box::new(|source| match source {
+        ExpressionSource::Text("code") => Ok(Box::new(Code)),
+        ExpressionSource::Text(other) => Err(format!("unknown {other}")),
+        ExpressionSource::Parsed(_) => Err("parsed".into()),
     }));
     let mut ex = exchange();
     assert_eq!(shown("%CEL(code)% %CEL(code):1%", &context(&ex)), "200 2");
