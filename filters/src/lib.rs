@@ -14,6 +14,7 @@ pub mod local_ratelimit;
 pub mod rate_limit;
 pub mod set_filter_state;
 pub mod set_metadata;
+pub mod stateful_session;
 
 mod config;
 
@@ -33,4 +34,5 @@ pub fn register(registry: &mut Registry) {
     registry.http.push(Box::new(local_ratelimit::Factory));
     registry.http.push(Box::new(set_filter_state::Factory));
     registry.http.push(Box::new(set_metadata::Factory));
+    registry.http.push(Box::new(stateful_session::Factory));
 }

@@ -7,6 +7,17 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
+/// A host that a filter (stateful_session) wants the request to go to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamOverride {
+    /// `ip:port`, or the path of a pipe.
+    pub address: String,
+    /// Without this host the request fails.
+    pub strict: bool,
+    /// Status of that failure, 503 if the filter does not care.
+    pub status: u16,
+}
+
 /// One request and its response.
 pub struct Exchange {
     pub request: RequestHead,
@@ -27,6 +38,8 @@ pub struct Exchange {
     pub route_cleared: bool,
     /// The stream's random number: weighted clusters and fractions decide by it, so that matching again decides the same.
     pub random: u64,
+    /// The host that the first attempt goes to, if a filter wants a certain one. Source: Envoy's `setUpstreamOverrideHost`.
+    pub override_host: Option<Box<UpstreamOverride>>,
     slots: Vec<Option<Box<dyn Any>>>,
 }
 
@@ -44,6 +57,7 @@ impl Exchange {
             cluster: None,
             route_cleared: false,
             random: fastrand::u64(..),
+            override_host: None,
             slots: Vec::new(),
         }
     }

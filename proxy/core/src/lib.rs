@@ -27,7 +27,7 @@ pub use nuncio_stats as stats;
 pub use addr::Address;
 pub use body::{Body, BodySource, Frame, StreamError};
 pub use bytestr::ByteStr;
-pub use exchange::Exchange;
+pub use exchange::{Exchange, UpstreamOverride};
 pub use flags::ResponseFlags;
 pub use headers::{HeaderKey, Headers};
 pub use info::{ConnectionInfo, StreamInfo, TlsInfo};

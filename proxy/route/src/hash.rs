@@ -43,13 +43,14 @@ enum Kind {
     FilterState(Box<str>),
 }
 
+/// A cookie that the proxy itself makes: of hash policies, and of stateful sessions.
 #[derive(Debug)]
-struct Cookie {
-    name: Box<str>,
-    /// None does not generate; zero generates a session cookie.
-    ttl: Option<Duration>,
-    path: Box<str>,
-    attributes: Box<[(Box<str>, Box<str>)]>,
+pub struct Cookie {
+    pub name: Box<str>,
+    /// Of hash policies: none does not generate; zero generates a session cookie.
+    pub ttl: Option<Duration>,
+    pub path: Box<str>,
+    pub attributes: Box<[(Box<str>, Box<str>)]>,
 }
 
 impl HashPolicy {
@@ -178,7 +179,7 @@ fn hash_header(request: &RequestHead, key: &HeaderKey, rewrite: Option<&RegexRew
 
 impl Cookie {
     /// The `set-cookie` value. Source: Envoy's `Http::Utility::makeSetCookieValue`.
-    fn set(&self, value: &str) -> String {
+    pub fn set(&self, value: &str) -> String {
         let mut out = format!("{}=\"{value}\"", self.name);
         if let Some(ttl) = self.ttl.filter(|t| t.as_secs() > 0) {
             out.push_str(&format!("; Max-Age={}", ttl.as_secs()));

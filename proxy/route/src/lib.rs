@@ -34,7 +34,7 @@ pub use action::Action;
 pub use cx::RouteCx;
 pub use entry::RouteEntry;
 pub use forward::{Forward, GrpcTimeout, HedgePolicy, Priority, Upgrade};
-pub use hash::{HashPolicy, HashResult};
+pub use hash::{Cookie, HashPolicy, HashResult};
 pub use headers::HeaderParser;
 pub use internal_redirect::InternalRedirectPolicy;
 pub use mirror::MirrorPolicy;
