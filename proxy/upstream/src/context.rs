@@ -44,7 +44,7 @@ pub struct LbContext<'a> {
     /// The stream: dynamic metadata and filter state for original_dst and override_host.
     pub stream: Option<&'a StreamInfo>,
     pub request: Option<&'a RequestHead>,
-    /// `metadata_match` of the route; subset load balancing is refused, so it is kept for override hosts only.
+    /// `metadata_match` of the route (or tcp_proxy) under `envoy.lb`: which subset is meant. The stream's dynamic metadata wins.
     pub metadata_match: Option<&'a Struct>,
     /// Hosts that retry host predicates reject (`previous_hosts`).
     pub avoid: &'a [Arc<Host>],

@@ -4,7 +4,7 @@
 use smallvec::SmallVec;
 
 /// What of a priority's hosts the arithmetic needs.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SetHealth {
     /// All hosts, excluded ones included.
     pub hosts: usize,

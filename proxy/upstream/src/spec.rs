@@ -3,6 +3,7 @@
 use crate::dns::DnsSpec;
 use crate::health_check::HealthCheckSpec;
 use crate::lb::ring::HashFunction;
+use crate::lb::subset::SubsetSpec;
 use crate::outlier::OutlierSpec;
 use nuncio_core::HeaderKey;
 use nuncio_core::network::NetworkFilterConfig;
@@ -140,6 +141,8 @@ pub(crate) struct LbSpec {
     pub overrides: Box<[OverrideSource]>,
     /// `override_host_status` as bits of [`HealthStatus`](nuncio_proto::envoy::config::core::v3::HealthStatus).
     pub override_status: u8,
+    /// `lb_subset_config`, or the subset policy; what is above is the policy in each subset.
+    pub subsets: Option<Box<SubsetSpec>>,
     /// This is the local cluster, whose localities others look at.
     pub is_local: bool,
 }

@@ -53,10 +53,11 @@ stats! {
     /// Load balancing.
     LbStats {
         counter {
-            lb_healthy_panic, lb_local_cluster_not_ok, lb_recalculate_zone_structures, lb_zone_cluster_too_small,
+            lb_healthy_panic, lb_local_cluster_not_ok, lb_recalculate_zone_structures, lb_subsets_created, lb_subsets_fallback,
+            lb_subsets_fallback_panic, lb_subsets_removed, lb_subsets_selected, lb_zone_cluster_too_small,
             lb_zone_no_capacity_left, lb_zone_routing_all_directly, lb_zone_routing_cross_zone, lb_zone_routing_sampled,
         }
-        gauge { max_host_weight }
+        gauge { lb_subsets_active, max_host_weight }
     }
 }
 

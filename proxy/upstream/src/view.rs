@@ -4,6 +4,7 @@
 
 use crate::host::{Health, HealthFlags, Host};
 use crate::lb::ring::{HashFunction, Maglev, Ring, Share};
+use crate::lb::subset::{self, Subsets};
 use crate::priority::{self, Loads, SetHealth};
 use crate::spec::{LbKind, LbSpec, LocalityMode};
 use crate::stats::LbStats;
@@ -126,6 +127,9 @@ impl HostList {
         let equal = hosts.windows(2).all(|w| matches!(w, [a, b] if a.weight == b.weight));
         Self { hosts: hosts.into_boxed_slice(), equal }
     }
+    fn same_as(&self, other: &Self) -> bool {
+        self.hosts.len() == other.hosts.len() && self.hosts.iter().zip(&other.hosts).all(|(a, b)| Arc::ptr_eq(a, b))
+    }
 }
 
 /// One locality, by health.
@@ -175,6 +179,8 @@ pub(crate) struct View {
     pub loads: Loads,
     /// How priority 0 spreads over zones; none if it does not.
     pub zone: Option<crate::lb::zone::ZoneRouting>,
+    /// None without subset load balancing.
+    pub subsets: Option<Box<Subsets>>,
     by_address: OnceLock<HashMap<Box<str>, Arc<Host>, foldhash::fast::RandomState>>,
 }
 
@@ -188,8 +194,25 @@ pub(crate) struct Membership {
 }
 
 impl View {
-    /// The view of `endpoints` with the hosts' health as it is now. `local` is the local cluster's view, for zone-aware routing.
-    pub(crate) fn build(epoch: u64, endpoints: Arc<Endpoints>, lb: &LbSpec, local: Option<&View>, stats: Option<&LbStats>) -> Self {
+    /// The view of `endpoints` with the hosts' health as it is now. `local` is the local cluster's view, for zone-aware routing;
+    /// `before` the view so far, of which unchanged subsets are kept.
+    pub(crate) fn build(
+        epoch: u64,
+        endpoints: Arc<Endpoints>,
+        lb: &LbSpec,
+        local: Option<&View>,
+        stats: Option<&LbStats>,
+        before: Option<&View>,
+    ) -> Self {
+        let mut view = Self::plain(epoch, endpoints, lb, local, stats);
+        if let Some(spec) = &lb.subsets {
+            let build = subset::Build { spec, endpoints: &view.endpoints, lb, local, stats };
+            view.subsets = Some(Box::new(build.run(before.and_then(|b| b.subsets.as_deref()))));
+        }
+        view
+    }
+    /// The view without subsets, or the view of one.
+    pub(crate) fn plain(epoch: u64, endpoints: Arc<Endpoints>, lb: &LbSpec, local: Option<&View>, stats: Option<&LbStats>) -> Self {
         let zone_aware = matches!(lb.locality, LocalityMode::ZoneAware(_)) && local.is_some();
         let per_locality = lb.locality == LocalityMode::Weighted || zone_aware || lb.is_local;
         let sets: Box<[SetView]> = endpoints.sets.iter().map(|set| SetView::build(set, &endpoints, per_locality)).collect();
@@ -201,7 +224,17 @@ impl View {
             }
             _ => None,
         };
-        Self { epoch, endpoints, sets, loads, zone, by_address: OnceLock::new() }
+        Self { epoch, endpoints, sets, loads, zone, subsets: None, by_address: OnceLock::new() }
+    }
+    /// Whether picks from both are the same: same endpoints, same health.
+    pub(crate) fn picks_like(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.endpoints, &other.endpoints)
+            && self.loads == other.loads
+            && self.zone == other.zone
+            && self.sets.len() == other.sets.len()
+            && self.sets.iter().zip(&other.sets).all(|(a, b)| {
+                a.health == b.health && a.healthy.same_as(&b.healthy) && a.degraded.same_as(&b.degraded) && a.all.same_as(&b.all)
+            })
     }
     /// The host whose address is written `address`, in any priority.
     pub(crate) fn host_at(&self, address: &str) -> Option<&Arc<Host>> {
@@ -211,6 +244,9 @@ impl View {
     }
     /// Builds what the first pick would otherwise have to wait for.
     pub(crate) fn prepare(&self, lb: &LbSpec) {
+        if let Some(subsets) = &self.subsets {
+            return subsets.parts().for_each(|p| p.view.prepare(lb));
+        }
         if matches!(lb.kind, LbKind::RingHash { .. } | LbKind::Maglev { .. }) {
             for (set, panic) in self.sets.iter().zip(&self.loads.panic) {
                 set.table(lb, *panic);

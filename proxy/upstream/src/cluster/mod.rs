@@ -8,6 +8,7 @@ use crate::compile;
 use crate::context::RoutingPriority;
 use crate::dns::{DnsSpec, DnsState};
 use crate::host::{Host, LazyMetadata, millis};
+use crate::lb::subset::Subsets;
 use crate::original_dst::OriginalDstState;
 use crate::outlier::{self, Outcome, OutlierState, Rates};
 use crate::shared::Shared;
@@ -135,6 +136,7 @@ impl Cluster {
         });
         if matches!(cluster.spec.discovery, Discovery::Static) {
             cluster.count_membership();
+            cluster.prepare();
         }
         Some(cluster)
     }
@@ -184,7 +186,12 @@ impl Cluster {
             _ => None,
         };
         let stats = local.as_ref().map(|_| &self.stats().lb);
-        let view = Arc::new(View::build(epoch, self.endpoints.load_full(), &self.spec.lb, local.as_deref(), stats));
+        let before = self.view.load_full();
+        let view = View::build(epoch, self.endpoints.load_full(), &self.spec.lb, local.as_deref(), stats, before.as_deref());
+        let view = Arc::new(view);
+        if let Some(subsets) = &view.subsets {
+            self.count_subsets(subsets);
+        }
         self.view.store(Some(view.clone()));
         if let Some(stats) = self.stats.get() {
             let heaviest = view.endpoints.hosts().map(|h| h.weight()).max().unwrap_or(0);
@@ -193,9 +200,21 @@ impl Cluster {
         drop(building);
         view
     }
-    /// Builds the view now if this cluster is in use, so that no worker has to.
+    /// `lb_subsets_*`, once per change and not once per worker as in Envoy.
+    fn count_subsets(&self, subsets: &Subsets) {
+        if self.is_retired() {
+            return;
+        }
+        let stats = &self.stats().lb;
+        stats.lb_subsets_created.add(subsets.created as u64);
+        stats.lb_subsets_removed.add(subsets.removed as u64);
+        stats.lb_subsets_active.add(subsets.created as i64 - subsets.removed as i64);
+        let gauge = self.endpoint_stats().gauge("lb_subsets_single_host_per_subset_duplicate");
+        gauge.set(i64::try_from(subsets.duplicates).unwrap_or(i64::MAX));
+    }
+    /// Builds the view now if this cluster is in use, so that no worker has to. Subsets show in stats before they are used.
     fn prepare(&self) {
-        if self.view.load().is_some() {
+        if self.view.load().is_some() || self.spec.lb.subsets.is_some() {
             self.view().prepare(&self.spec.lb);
         }
     }
@@ -415,7 +434,12 @@ impl Cluster {
         self.retired.load(Ordering::Relaxed)
     }
     pub(crate) fn retire(&self) {
-        self.retired.store(true, Ordering::Relaxed);
+        let again = self.retired.swap(true, Ordering::Relaxed);
+        if let Some(subsets) = self.view.load().as_ref().and_then(|v| v.subsets.as_ref()).filter(|_| !again) {
+            let stats = &self.stats().lb;
+            stats.lb_subsets_removed.add(subsets.len() as u64);
+            stats.lb_subsets_active.add(-(subsets.len() as i64));
+        }
         if self.spec.lb.is_local {
             self.shared.set_local_view(None);
         }

@@ -1,6 +1,6 @@
 //! Load balancing policies from protobuf, in the old form (`lb_policy`) and the new one (`load_balancing_policy`).
 
-use super::{duration, extension, ignore, metadata_path, refuse};
+use super::{duration, extension, ignore, metadata_path, refuse, subset};
 use crate::cluster::ClusterCx;
 use crate::lb::ring::HashFunction;
 use crate::spec::{LbKind, LbSpec, LocalityMode, OverrideSource, SlowStart, ZoneSpec};
@@ -33,6 +33,7 @@ impl Default for LbSpec {
             hash_balance_factor: None,
             overrides: Box::default(),
             override_status: OVERRIDE_STATUS,
+            subsets: None,
             is_local: false,
         }
     }
@@ -46,9 +47,15 @@ pub(super) fn compile(proto: &pb::Cluster, original_dst: bool, at: &At<'_>, cx: 
     if let Some(policy) = &proto.load_balancing_policy {
         // As in Envoy, the new form wins over `lb_policy`, and locality configuration comes with the policy.
         spec.locality = LocalityMode::Ignore;
+        partial(proto, at, cx);
         typed(policy, &mut spec, &at.field("load_balancing_policy"), cx);
     } else {
         by_enum(proto, &mut spec, at, cx);
+        let at = at.field("lb_subset_config");
+        spec.subsets = proto.lb_subset_config.as_ref().and_then(|c| subset::legacy(c, &at, cx.report));
+    }
+    if spec.subsets.is_some() && spec.kind == LbKind::ClusterProvided {
+        cx.report.error(&at.field("lb_subset_config"), "set", "subsets do not go with CLUSTER_PROVIDED");
     }
     let provided = spec.kind == LbKind::ClusterProvided;
     if provided != original_dst {
@@ -56,6 +63,19 @@ pub(super) fn compile(proto: &pb::Cluster, original_dst: bool, at: &At<'_>, cx: 
         cx.report.error(&at.field("lb_policy"), found, "ORIGINAL_DST clusters use CLUSTER_PROVIDED, and no others do");
     }
     (cx.report.errors() == before).then_some(spec)
+}
+
+/// What the new form says itself must not be said beside it, as in Envoy.
+fn partial(proto: &pb::Cluster, at: &At<'_>, cx: &mut ClusterCx<'_>) {
+    let common = proto.common_lb_config.as_ref();
+    let fields = [
+        (proto.lb_subset_config.is_some(), "lb_subset_config"),
+        (common.is_some_and(|c| c.locality_config_specifier.is_some()), "common_lb_config"),
+        (common.is_some_and(|c| c.consistent_hashing_lb_config.is_some()), "common_lb_config"),
+    ];
+    for (_, name) in fields.iter().filter(|(set, _)| *set) {
+        cx.report.error(&at.field(name), "set", "with load_balancing_policy, subsets, localities and hashing are configured in the policy");
+    }
 }
 
 fn common(proto: &pb::Cluster, spec: &mut LbSpec, at: &At<'_>, cx: &mut ClusterCx<'_>) {
@@ -271,7 +291,7 @@ fn typed(policy: &pb::LoadBalancingPolicy, spec: &mut LbSpec, at: &At<'_>, cx: &
     cx.report.error(
         &list,
         format!("no known policy: {}", unknown.join(", ")),
-        "round_robin, least_request, random, ring_hash, maglev or override_host",
+        "round_robin, least_request, random, ring_hash, maglev, subset or override_host",
     );
 }
 
@@ -319,6 +339,17 @@ fn apply(name: &str, bytes: &[u8], spec: &mut LbSpec, at: &At<'_>, cx: &mut Clus
         }
         "cluster_provided.v3.ClusterProvided" => spec.kind = LbKind::ClusterProvided,
         "override_host.v3.OverrideHost" => override_host(&decode(bytes)?, spec, at, cx),
+        "subset.v3.Subset" => {
+            let policy: policies::subset::v3::Subset = decode(bytes)?;
+            if spec.subsets.is_some() {
+                return Err("a subset policy in a subset policy".to_string());
+            }
+            spec.subsets = Some(subset::typed(&policy, at, cx.report));
+            match &policy.subset_lb_policy {
+                Some(inner) => typed(inner, spec, &at.field("subset_lb_policy"), cx),
+                None => cx.report.error(&at.field("subset_lb_policy"), "missing", "the policy in each subset"),
+            }
+        }
         _ => return Ok(false),
     }
     Ok(true)
@@ -336,6 +367,9 @@ fn weighted(is: bool, spec: &mut LbSpec) {
 }
 
 fn override_host(config: &policies::override_host::v3::OverrideHost, spec: &mut LbSpec, at: &At<'_>, cx: &mut ClusterCx<'_>) {
+    if spec.subsets.is_some() {
+        return cx.report.unsupported(at, "override_host inside of a subset policy; put the subset policy inside of override_host");
+    }
     let list = at.field("override_host_sources");
     let mut sources = Vec::new();
     for (i, source) in config.override_host_sources.iter().enumerate() {

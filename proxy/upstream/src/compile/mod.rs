@@ -5,6 +5,7 @@ mod http;
 mod lb;
 mod limits;
 mod socket;
+mod subset;
 
 pub(crate) use endpoints::{Builder, HostSource, address, check, endpoints, fresh, health_check_target, port, resolve, transport};
 pub(crate) use socket::bind;
@@ -118,7 +119,6 @@ fn account(proto: &pb::Cluster, at: &At<'_>, report: &mut Report) {
         &[
             (proto.transport_socket_matcher.is_some(), "transport_socket_matcher"),
             (proto.stats_matcher.is_some(), "stats_matcher"),
-            (proto.lb_subset_config.as_ref().is_some_and(|c| !c.subset_selectors.is_empty()), "lb_subset_config"),
             (proto.upstream_config.is_some(), "upstream_config"),
             (proto.queuing_policies.is_some(), "queuing_policies"),
         ],

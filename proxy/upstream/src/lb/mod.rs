@@ -4,6 +4,7 @@
 
 mod edf;
 pub(crate) mod ring;
+pub(crate) mod subset;
 pub(crate) mod zone;
 
 use crate::context::LbContext;
@@ -13,6 +14,7 @@ use crate::spec::{LbKind, LbSpec, LocalityMode, SlowStart};
 use crate::stats::LbStats;
 use crate::view::{HostList, SetView, View};
 use edf::Edf;
+use hashbrown::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -69,11 +71,13 @@ pub(crate) struct WorkerLb {
     view: Arc<View>,
     states: Vec<State>,
     localities: Vec<Localities>,
+    /// Of subsets that were picked from here, by [`subset::Part::id`].
+    parts: HashMap<u64, WorkerLb, foldhash::fast::RandomState>,
 }
 
 impl WorkerLb {
     pub(crate) fn new(view: Arc<View>) -> Self {
-        Self { view, states: Vec::new(), localities: Vec::new() }
+        Self { view, states: Vec::new(), localities: Vec::new(), parts: HashMap::default() }
     }
     /// The view that the last pick used.
     pub(crate) fn view(&self) -> &Arc<View> {
@@ -89,9 +93,27 @@ impl WorkerLb {
             state.edf = None;
             state.decided = false;
         }
+        if !self.parts.is_empty() {
+            let known: Vec<u64> = self.view.subsets.iter().flat_map(|s| s.parts()).map(|p| p.id).collect();
+            self.parts.retain(|id, _| known.contains(id));
+        }
+    }
+    /// What this worker remembers of a subset.
+    fn part(&mut self, part: &subset::Part) -> &mut Self {
+        let known = self.parts.entry(part.id).or_insert_with(|| Self::new(part.view.clone()));
+        if !Arc::ptr_eq(&known.view, &part.view) {
+            known.refresh(part.view.clone());
+        }
+        known
     }
     /// Picks a host by the cluster's policy. `active` is the number of requests of the whole cluster now.
     pub(crate) fn pick(&mut self, lb: &LbSpec, cx: &LbContext<'_>, stats: &LbStats, active: u64) -> Option<Arc<Host>> {
+        match &lb.subsets {
+            Some(spec) => self.pick_subset(spec, lb, cx, stats, active),
+            None => self.pick_plain(lb, cx, stats, active),
+        }
+    }
+    fn pick_plain(&mut self, lb: &LbSpec, cx: &LbContext<'_>, stats: &LbStats, active: u64) -> Option<Arc<Host>> {
         let attempts = if cx.avoid.is_empty() { 1 } else { cx.attempts.saturating_add(1) };
         if let LbKind::RingHash { .. } | LbKind::Maglev { .. } = lb.kind {
             return self.pick_hashed(lb, cx, stats, active, attempts);

@@ -8,6 +8,7 @@ mod manager;
 mod outlier;
 mod pool;
 mod secure;
+mod subset;
 mod weight;
 
 use crate::cluster::{Cluster, ClusterCx};
