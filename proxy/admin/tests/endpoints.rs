@@ -371,6 +371,7 @@ fn server() -> std::sync::Arc<nuncio_core::registry::Server> {
         started: std::time::Instant::now(),
         concurrency: 1,
         drain_time: std::time::Duration::ZERO,
+        clusters: Default::default(),
     })
 }
 

@@ -197,6 +197,7 @@ async fn life(args: Args, mut factories: Factories) -> i32 {
         started: Instant::now(),
         concurrency: args.concurrency,
         drain_time: args.drain_time,
+        clusters: Arc::default(),
     });
     if !validating {
         Files::start(args.file_flush_interval);
@@ -204,7 +205,7 @@ async fn life(args: Args, mut factories: Factories) -> i32 {
     let shared = Shared {
         server: server.clone(),
         registry: Arc::new(factories.registry),
-        clusters: Arc::new(ClusterSlots::default()),
+        clusters: server.clusters.clone(),
         routes: Arc::new(RouteSlots::default()),
         secrets: SecretStore::new(),
         extensions: Arc::new(EcdsSlots::default()),

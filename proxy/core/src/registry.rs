@@ -5,6 +5,7 @@ use crate::diag::{At, Report};
 use crate::filter::HttpFilter;
 use crate::info::TrafficDirection;
 use crate::network::NetworkFilterConfig;
+use crate::views::ClusterSlots;
 use nuncio_proto::Struct;
 use nuncio_proto::envoy::config::core::v3::Node;
 use nuncio_stats::{Scope, Store};
@@ -26,6 +27,8 @@ pub struct Server {
     pub concurrency: usize,
     /// `--drain-time-s`.
     pub drain_time: std::time::Duration,
+    /// Where filters and loggers that call services find their clusters, as routes do.
+    pub clusters: Arc<ClusterSlots>,
 }
 
 impl Server {

@@ -84,6 +84,7 @@ pub fn server(metadata: Struct) -> Arc<Server> {
         concurrency: 2,
         drain_time: Duration::from_secs(1),
     })
+        clusters: Arc::default(),
 }
 
 /// A string value.

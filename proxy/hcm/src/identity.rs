@@ -9,7 +9,8 @@ use http::{HeaderName, HeaderValue, header};
 use nuncio_core::headers::value;
 use nuncio_core::registry::Runtime;
 use nuncio_core::{Address, ByteStr, ConnectionInfo, RequestHead, StreamInfo};
-use nuncio_matcher::{IpSet, RuntimeFraction};
+use nuncio_matcher::{Fraction, IpSet, RuntimeFraction};
+use nuncio_route::entry::RouteTracing;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
@@ -92,8 +93,9 @@ const EDGE_STRIPPED: &[&HeaderName] = &[
 ];
 
 impl Identity {
-    /// Settles addresses and headers of `head`. `Err` is a status to refuse the request with (custom header detection).
-    pub fn apply(&self, head: &mut RequestHead, info: &mut StreamInfo, runtime: &Runtime) -> Result<(), u16> {
+    /// Settles addresses and headers of `head`, and tells whether the request is internal. `Err` is a status to refuse it with (custom
+    /// header detection).
+    pub fn apply(&self, head: &mut RequestHead, info: &mut StreamInfo) -> Result<bool, u16> {
         let connection = info.connection.clone();
         join_forwarded_for(head);
         let forwarded = head.headers.contains(&X_FORWARDED_FOR);
@@ -134,9 +136,9 @@ impl Identity {
         if let Some(via) = &self.via {
             names::append_comma(&mut head.headers, &header::VIA, via.as_bytes());
         }
-        self.settle_request_id(head, info, edge, runtime);
+        self.settle_request_id(head, edge);
         self.client_cert.apply(head, connection.tls.as_deref());
-        Ok(())
+        Ok(internal)
     }
 
     /// `use_remote_address`: the connection is the truth; x-forwarded-for only counts behind trusted hops.
@@ -258,41 +260,61 @@ impl Identity {
         });
     }
 
-    fn settle_request_id(&self, head: &mut RequestHead, info: &mut StreamInfo, edge: bool, runtime: &Runtime) {
+    fn settle_request_id(&self, head: &mut RequestHead, edge: bool) {
         let existing = head.headers.get(&X_REQUEST_ID);
         if self.generate_request_id && (existing.is_none() || (edge && !self.preserve_external_request_id)) {
             head.headers.insert(X_REQUEST_ID.clone(), request_id::generate());
         }
+    }
+
+    /// Decides whether the request is traced, which its route may override, and notes its id. Called once the route is known.
+    pub fn sample(&self, head: &mut RequestHead, info: &mut StreamInfo, runtime: &Runtime, route: Option<&RouteTracing>) {
         if let Some(sampling) = &self.tracing {
-            self.decide_trace(sampling, head, info, runtime);
+            self.decide_trace(sampling, route, head, info, runtime);
         }
         if let Some(id) = head.headers.get(&X_REQUEST_ID) {
             info.request_id = ByteStr::from_utf8(bytes::Bytes::copy_from_slice(id.as_bytes())).ok();
         }
     }
 
-    /// Client trace id, forced trace, then random sampling; overall sampling has the last word.
-    fn decide_trace(&self, sampling: &Sampling, head: &mut RequestHead, info: &mut StreamInfo, runtime: &Runtime) {
+    /// Client trace id, forced trace, then random sampling; overall sampling has the last word
+    /// (`ConnectionManagerUtility::mutateTracingRequestHeader`).
+    fn decide_trace(
+        &self,
+        sampling: &Sampling,
+        route: Option<&RouteTracing>,
+        head: &mut RequestHead,
+        info: &mut StreamInfo,
+        runtime: &Runtime,
+    ) {
+        if !self.request_id.use_for_sampling {
+            // The id neither decides nor is changed; who traces decides.
+            info.sampled = true;
+            return;
+        }
         let Some(id) = head.headers.get(&X_REQUEST_ID).cloned() else { return };
+        let Some(number) = request_id::sampling_number(&id) else { return };
+        let chosen = |ours: &RuntimeFraction, theirs: fn(&RouteTracing) -> Fraction, number| match route {
+            Some(route) => theirs(route).contains(number),
+            None => ours.contains(runtime, number),
+        };
         let mut reason = request_id::trace_reason(&id).unwrap_or(TraceReason::NotTraced);
         if reason == TraceReason::NotTraced {
-            let random = if self.request_id.use_for_sampling { request_id::sampling_number(&id) } else { None };
-            let number = random.unwrap_or_else(|| fastrand::u64(..));
-            if head.headers.contains(&X_CLIENT_TRACE_ID) && sampling.client.contains(runtime, fastrand::u64(..)) {
+            if head.headers.contains(&X_CLIENT_TRACE_ID) && chosen(&sampling.client, |r| r.client_sampling, fastrand::u64(..)) {
                 reason = TraceReason::Client;
             } else if head.headers.contains(&X_ENVOY_FORCE_TRACE) {
                 reason = TraceReason::Forced;
-            } else if sampling.random.contains(runtime, number) {
+            } else if chosen(&sampling.random, |r| r.random_sampling, number) {
                 reason = TraceReason::Sampled;
             }
-            if reason != TraceReason::NotTraced && !sampling.overall.contains(runtime, number) {
-                reason = TraceReason::NotTraced;
-            }
-            if self.request_id.pack_trace_reason
-                && let Some(packed) = request_id::pack(&id, reason)
-            {
-                head.headers.insert(X_REQUEST_ID.clone(), packed);
-            }
+        }
+        if reason != TraceReason::NotTraced && !chosen(&sampling.overall, |r| r.overall_sampling, number) {
+            reason = TraceReason::NotTraced;
+        }
+        if self.request_id.pack_trace_reason
+            && let Some(packed) = request_id::pack(&id, reason)
+        {
+            head.headers.insert(X_REQUEST_ID.clone(), packed);
         }
         info.sampled = reason != TraceReason::NotTraced;
     }
@@ -311,7 +333,7 @@ fn join_forwarded_for(head: &mut RequestHead) {
 /// Adds the peer to x-forwarded-for. A peer on this machine's loopback is this machine to everybody else.
 fn append_forwarded_for(head: &mut RequestHead, peer: &Address) {
     let Address::Ip(peer) = peer else { return };
-    let ip = if peer.ip().is_loopback() { crate::local_address::local_address() } else { peer.ip() };
+    let ip = if peer.ip().is_loopback() { nuncio_core::local_address::local_address() } else { peer.ip() };
     names::append_joined(&mut head.headers, &X_FORWARDED_FOR, b",", ip.to_string().as_bytes());
 }
 

@@ -16,7 +16,6 @@ mod host;
 mod identity;
 #[cfg(test)]
 mod identity_tests;
-mod local_address;
 mod local_reply;
 mod names;
 mod path;

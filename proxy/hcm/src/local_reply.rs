@@ -5,6 +5,7 @@ use crate::names::{GRPC_MESSAGE, GRPC_STATUS};
 use http::{HeaderValue, StatusCode, header};
 use nuncio_core::diag::{At, Report};
 use nuncio_core::exchange::Exchange;
+use nuncio_core::grpc::grpc_from_http;
 use nuncio_core::registry::Runtime;
 use nuncio_core::{Body, ByteStr, LocalReply, ResponseHead};
 use nuncio_format::{FormatContext, Formatter, LogFilter};
@@ -185,35 +186,5 @@ fn context<'a>(ex: &'a Exchange, head: &'a ResponseHead, body: &'a [u8], headed:
         response: Some(head),
         local_reply_body: std::str::from_utf8(body).unwrap_or_default(),
         ..FormatContext::new(&ex.info)
-    }
-}
-
-/// Envoy's mapping of HTTP to gRPC status (gRPC's `http-grpc-status-mapping`).
-pub fn grpc_from_http(status: u16) -> u32 {
-    match status {
-        400 => 13,
-        401 => 16,
-        403 => 7,
-        404 => 12,
-        429 | 502..=504 => 14,
-        _ => 2,
-    }
-}
-
-/// HTTP status of a gRPC status, for `upstream_rq` stats of gRPC responses (Envoy's `grpcToHttpStatus`).
-pub fn http_from_grpc(status: u32) -> u16 {
-    match status {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
     }
 }

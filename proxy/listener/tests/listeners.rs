@@ -100,6 +100,7 @@ impl Proxy {
             started: Instant::now(),
             concurrency: workers,
             drain_time: Duration::from_millis(200),
+            clusters: Arc::default(),
         });
         let workers = spawn_workers(workers, |_| {}).unwrap();
         let cx = ListenerManagerCx {

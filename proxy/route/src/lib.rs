@@ -20,6 +20,7 @@ mod path;
 pub mod redirect;
 pub mod respond;
 pub mod retry;
+pub mod retry_state;
 pub mod rewrite;
 mod route;
 pub mod slots;

@@ -2,11 +2,14 @@
 //! Source: `envoy/config/route/v3/route_components.proto` RetryPolicy, Envoy's `router/retry_state_impl.cc`.
 
 use crate::cx::{RouteCx, duration};
+use core::Metadata;
 use http::HeaderName;
-use nuncio_core::diag::At;
+use nuncio_core::diag::{At, Report};
+use nuncio_core::info::TrafficDirection;
+use nuncio_core::registry::{Registry, Server};
 use nuncio_core::{RequestHead, ResponseHead};
 use nuncio_matcher::HeaderMatcher;
-use nuncio_proto::envoy::config::core::v3::Metadata;
+use nuncio_proto::envoy::config::core::v3 as core;
 use nuncio_proto::envoy::config::route::v3 as proto;
 use nuncio_proto::envoy::extensions::retry::host::omit_host_metadata::v3::OmitHostMetadataConfig;
 use nuncio_proto::envoy::extensions::retry::priority::previous_priorities::v3::PreviousPrioritiesConfig;
@@ -178,6 +181,55 @@ impl RetryPolicy {
     /// Whether one of `retriable_headers` matches the response.
     pub fn retriable_response(&self, response: &ResponseHead) -> bool {
         self.retriable_headers.iter().any(|m| m.matches(response))
+    }
+    /// Compiles the retry policy of a call that the proxy makes itself (`core.v3.RetryPolicy`). `retry_on` counts if the policy names no
+    /// condition. Source: Envoy's `Http::Utility::convertCoreToRouteRetryPolicy`.
+    pub fn from_core(
+        policy: &core::RetryPolicy,
+        retry_on: &str,
+        server: &Arc<Server>,
+        at: &At<'_>,
+        report: &mut Report,
+    ) -> Option<Arc<Self>> {
+        use core::retry_policy::{retry_host_predicate, retry_priority};
+        use proto::retry_policy as route;
+        let hosts = policy.retry_host_predicate.iter().map(|p| route::RetryHostPredicate {
+            name: p.name.clone(),
+            config_type: p
+                .config_type
+                .clone()
+                .map(|retry_host_predicate::ConfigType::TypedConfig(any)| route::retry_host_predicate::ConfigType::TypedConfig(any)),
+        });
+        let priority = policy.retry_priority.as_ref().map(|p| route::RetryPriority {
+            name: p.name.clone(),
+            config_type: p
+                .config_type
+                .clone()
+                .map(|retry_priority::ConfigType::TypedConfig(any)| route::retry_priority::ConfigType::TypedConfig(any)),
+        });
+        let converted = proto::RetryPolicy {
+            retry_on: if policy.retry_on.is_empty() { retry_on.to_string() } else { policy.retry_on.clone() },
+            num_retries: policy.num_retries,
+            retry_back_off: policy
+                .retry_back_off
+                .as_ref()
+                .map(|b| route::RetryBackOff { base_interval: b.base_interval, max_interval: b.max_interval }),
+            retry_priority: priority,
+            retry_host_predicate: hosts.collect(),
+            host_selection_retry_max_attempts: policy.host_selection_retry_max_attempts,
+            ..Default::default()
+        };
+        let (registry, scope) = (Registry::default(), server.stats.root());
+        let mut cx = RouteCx {
+            clusters: &server.clusters,
+            registry: &registry,
+            server,
+            scope: &scope,
+            direction: TrafficDirection::Unspecified,
+            validate_clusters: false,
+            report,
+        };
+        Self::compile(&converted, at, &mut cx)
     }
     /// Compiles `RetryPolicy`.
     pub(crate) fn compile(policy: &proto::RetryPolicy, at: &At<'_>, cx: &mut RouteCx<'_>) -> Option<Arc<Self>> {

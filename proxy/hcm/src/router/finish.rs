@@ -3,8 +3,8 @@
 use super::groups::Groups;
 use super::retry;
 use crate::config::HcmConfig;
-use crate::local_reply::http_from_grpc;
 use crate::names::{X_ENVOY_INTERNAL, X_ENVOY_UPSTREAM_CANARY};
+use nuncio_core::grpc::http_from_grpc;
 use nuncio_core::views::HostView;
 use nuncio_core::{Exchange, RequestHead, ResponseHead, StreamInfo};
 use nuncio_proto::envoy::config::core::v3::Locality;

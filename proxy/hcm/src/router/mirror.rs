@@ -2,11 +2,11 @@
 //! The copy never slows the request: its body is queued up to a bound, and a mirror that falls behind is dropped.
 //! Source: RouteAction.request_mirror_policies. Belongs to one worker.
 
-use crate::local_address::local_address;
 use crate::names::{X_ENVOY_INTERNAL, X_FORWARDED_FOR, append_joined};
 use bytes::Bytes;
 use http::HeaderValue;
 use nuncio_core::info::StreamInfo;
+use nuncio_core::local_address::local_address;
 use nuncio_core::{BodySource, Frame, Headers, RequestHead, StreamError};
 use nuncio_upstream::{Charge, Cluster, LbContext, OpenOptions, Upstreams};
 use std::cell::RefCell;
