@@ -23,6 +23,8 @@ pub struct PriorityRetry<'a> {
     pub update_frequency: u32,
     /// Priorities of the hosts tried so far, in order.
     pub attempted: &'a [u32],
+    /// Those hosts, in the same order: aggregate clusters have priorities of their own.
+    pub hosts: &'a [Arc<Host>],
 }
 
 /// A host that the request must or should go to (stateful session, override_host).

@@ -4,6 +4,7 @@
 //! [`Cluster`]s into their slots. Workers: [`Upstreams`] picks hosts and owns the connections to them. The two meet in the
 //! `Cluster` (immutable but for endpoints, which are swapped as a whole, and atomics) and in nothing else.
 
+mod aggregate;
 pub mod breaker;
 pub mod cluster;
 mod compile;

@@ -144,6 +144,7 @@ impl ClusterManager {
     /// A manager without clusters. Findings about `bootstrap` go to `report`.
     pub fn new(options: ManagerOptions, report: &mut Report) -> Arc<Self> {
         let shared = Arc::new(Shared::new(&options.bootstrap, report));
+        shared.set_slots(&options.slots);
         let scope = options.server.stats.root().scope("cluster_manager.");
         let stats = Stats {
             added: scope.counter("cluster_added"),
@@ -473,7 +474,7 @@ impl ClusterManager {
                     self.settle_one(cluster);
                 }
             }
-            Discovery::Static | Discovery::Eds { .. } => {}
+            Discovery::Static | Discovery::Eds { .. } | Discovery::Aggregate(_) => {}
         }
         if !cluster.spec.health_checks.is_empty() {
             tokio::task::spawn_local(health_check::run(Arc::downgrade(cluster), Arc::downgrade(self)));

@@ -19,9 +19,14 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(crate) enum Discovery {
     Static,
-    Eds { name: Arc<str>, source: Arc<ConfigSource> },
+    Eds {
+        name: Arc<str>,
+        source: Arc<ConfigSource>,
+    },
     Dns(Box<DnsSpec>),
     OriginalDst(Box<OriginalDstSpec>),
+    /// Names of the clusters whose hosts these are, in order.
+    Aggregate(Box<[Arc<str>]>),
 }
 
 /// `Cluster.OriginalDstLbConfig` and `cleanup_interval`.

@@ -1,16 +1,18 @@
 //! What a worker has of all clusters: load balancer state and connection pools. One per worker, thread local, not `Send`.
 
+use crate::aggregate::AggregateState;
 use crate::breaker::Kind;
 use crate::cluster::Cluster;
 use crate::connection::UpstreamConnection;
 use crate::context::{LbContext, OpenOptions, RoutingPriority};
 use crate::host::{HealthFlags, Host};
-use crate::lb::WorkerLb;
+use crate::lb::{Ask, WorkerLb};
 use crate::manager::WorkerFeed;
 use crate::original_dst;
 use crate::outlier::Outcome;
 use crate::pool::key::KeyRef;
 use crate::pool::{Pool, connect, key::Key, per_host_full};
+use crate::priority::Availability;
 use crate::spec::{Discovery, OverrideSource};
 use crate::stream::UpstreamStream;
 use hashbrown::HashMap;
@@ -90,12 +92,23 @@ impl Upstreams {
     }
     /// Picks a host. None: no healthy host (count `upstream_cx_none_healthy`, done here; answer 503 UH).
     pub fn pick(&self, cluster: &Arc<Cluster>, cx: &LbContext<'_>) -> Option<Arc<Host>> {
-        let worker = self.cluster(cluster);
-        let host = worker.pick(cx);
+        let host = match cluster.aggregate() {
+            None => self.cluster(cluster).pick(cx),
+            Some(aggregate) => self.pick_member(aggregate, cx),
+        };
         if host.is_none() {
             cluster.stats().traffic.upstream_cx_none_healthy.inc();
         }
         host
+    }
+    /// A pick of an aggregate cluster. As in Envoy, hosts that are asked for by name are not looked for in the members.
+    fn pick_member(&self, aggregate: &AggregateState, cx: &LbContext<'_>) -> Option<Arc<Host>> {
+        if cx.override_host.is_some_and(|wanted| wanted.strict) {
+            return None;
+        }
+        let placed = aggregate.place(cx)?;
+        let cx = LbContext { override_host: None, ..*cx };
+        self.cluster(&placed.cluster).balance(&cx, Some((placed.priority, placed.availability)))
     }
     /// A stream to `host` with the head of `request` queued (`end`: it has no body). Waits for a connection if none is free.
     /// Dropping the future gives up the place in the queue. Fails with `Overflow` (circuit breaker), `ConnectFailed`,
@@ -109,6 +122,8 @@ impl Upstreams {
         end: bool,
         options: &OpenOptions<'_>,
     ) -> Result<UpstreamStream, StreamError> {
+        let owner = owner(cluster, host)?;
+        let cluster = owner.as_ref().unwrap_or(cluster);
         let pool = self.cluster(cluster).pool(host, &KeyRef::http(cluster, host, request, options))?;
         let (thresholds, _) = cluster.breaker(options.priority);
         for last in (0..TRIES).rev() {
@@ -155,6 +170,8 @@ impl Upstreams {
         host: &Arc<Host>,
         options: &OpenOptions<'_>,
     ) -> Result<UpstreamConnection, StreamError> {
+        let owner = owner(cluster, host)?;
+        let cluster = owner.as_ref().unwrap_or(cluster);
         let key = KeyRef::raw(cluster, host, options).to_owned();
         let (thresholds, _) = cluster.breaker(options.priority);
         if !thresholds.connections.can_create() || per_host_full(cluster, host, &key) {
@@ -213,6 +230,14 @@ impl Upstreams {
     }
 }
 
+/// The member of an aggregate cluster that connects to `host`; none if `cluster` is not one.
+fn owner(cluster: &Arc<Cluster>, host: &Host) -> Result<Option<Arc<Cluster>>, StreamError> {
+    match cluster.aggregate() {
+        None => Ok(None),
+        Some(aggregate) => aggregate.owner(host).map(Some).ok_or(StreamError::ConnectFailed("the host left".into())),
+    }
+}
+
 async fn housekeeping(upstreams: Weak<Upstreams>, mut feed: WorkerFeed) {
     let mut tick = tokio::time::interval(SWEEP);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -256,6 +281,12 @@ impl WorkerCluster {
         {
             return Some(host);
         }
+        self.balance(cx, None)
+    }
+    /// A pick by the policy. `at`: in this priority, whatever the loads are.
+    fn balance(&self, cx: &LbContext<'_>, at: Option<(usize, Availability)>) -> Option<Arc<Host>> {
+        let cluster = &self.cluster;
+        let lb = &cluster.spec.lb;
         let mut state = self.lb.borrow_mut();
         let state = match &mut *state {
             Some(state) => {
@@ -269,7 +300,7 @@ impl WorkerCluster {
         let stats = cluster.stats();
         let active =
             if lb.hash_balance_factor.is_some() { u64::try_from(stats.traffic.upstream_rq_active.value()).unwrap_or(0) } else { 0 };
-        state.pick(lb, cx, &stats.lb, active)
+        state.pick(&Ask { lb, cx, stats: &stats.lb, active, at })
     }
     fn destination(&self, address: SocketAddr) -> Option<Arc<Host>> {
         let state = self.cluster.original_dst()?;

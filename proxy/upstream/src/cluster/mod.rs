@@ -3,6 +3,7 @@
 
 mod update;
 
+use crate::aggregate::AggregateState;
 use crate::breaker::{BreakerStats, CircuitBreakers, Kind, Thresholds};
 use crate::compile;
 use crate::context::RoutingPriority;
@@ -28,7 +29,7 @@ use nuncio_tls::SecretStore;
 use std::any::Any;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -65,6 +66,8 @@ pub struct Cluster {
     outlier: Option<Box<OutlierState>>,
     dns: Option<Box<Mutex<DnsState>>>,
     original_dst: Option<Box<OriginalDstState>>,
+    aggregate: Option<Box<AggregateState>>,
+    this: Weak<Self>,
     /// The first endpoints (or the first answer) are there.
     initialized: AtomicBool,
     /// Every host was checked once; true without health checks.
@@ -107,7 +110,14 @@ impl Cluster {
         }
         let name: Arc<str> = proto.name.as_str().into();
         let observability_name = if proto.alt_stat_name.is_empty() { name.clone() } else { proto.alt_stat_name.as_str().into() };
-        let cluster = Arc::new(Self {
+        let aggregate = match &spec.discovery {
+            Discovery::Aggregate(names) => Some(Box::new(AggregateState::new(cx.shared.slots(names), spec.lb.panic_threshold))),
+            _ => None,
+        };
+        let initialized = matches!(spec.discovery, Discovery::Static | Discovery::OriginalDst(_) | Discovery::Aggregate(_));
+        let cluster = Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            aggregate,
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             metadata: LazyMetadata::new(proto.metadata.as_ref()),
             breakers,
@@ -122,7 +132,7 @@ impl Cluster {
             outlier: spec.outlier.as_ref().map(|_| Box::default()),
             dns: matches!(spec.discovery, Discovery::Dns(_)).then(Box::default),
             original_dst: matches!(spec.discovery, Discovery::OriginalDst(_)).then(Box::default),
-            initialized: AtomicBool::new(matches!(spec.discovery, Discovery::Static | Discovery::OriginalDst(_))),
+            initialized: AtomicBool::new(initialized),
             checked: AtomicBool::new(spec.health_checks.is_empty()),
             news: (!spec.health_checks.is_empty()).then(Arc::default),
             seen: AtomicU8::new(0),
@@ -153,7 +163,7 @@ impl Cluster {
         scope(&self.server.stats, &self.observability_name).remove();
     }
     /// Whether something changed since the view was built.
-    fn current_epoch(&self) -> u64 {
+    pub(crate) fn current_epoch(&self) -> u64 {
         let local = if self.shared.has_local() && !self.spec.lb.is_local { self.shared.local_epoch() } else { 0 };
         self.epoch.load(Ordering::Acquire).wrapping_add(local)
     }
@@ -254,6 +264,9 @@ impl Cluster {
     }
     /// Tells outlier detection how `host` did, and ejects it if it is due.
     pub fn report(&self, host: &Host, outcome: Outcome) {
+        if let Some(owner) = self.aggregate.as_ref().and_then(|a| a.owner(host)) {
+            return owner.report(host, outcome);
+        }
         if let Some(spec) = &self.spec.outlier {
             outlier::report(self, spec, host, outcome);
         }
@@ -293,6 +306,13 @@ impl Cluster {
             None => self.endpoints.load().hosts().cloned().collect(),
         }
     }
+    /// Hosts that a pick may give: its own, or those of the members of an aggregate cluster.
+    pub fn candidates(&self) -> Vec<Arc<Host>> {
+        match &self.aggregate {
+            Some(aggregate) => aggregate.hosts(),
+            None => self.hosts(),
+        }
+    }
     /// Number of hosts of all priorities; 0 makes the router answer `no_healthy_upstream`.
     pub fn host_count(&self) -> usize {
         self.count_hosts(|_| false).1
@@ -328,6 +348,7 @@ impl Cluster {
             Discovery::Dns(dns) if dns.logical => "LOGICAL_DNS",
             Discovery::Dns(_) => "STRICT_DNS",
             Discovery::OriginalDst(_) => "ORIGINAL_DST",
+            Discovery::Aggregate(_) => "AGGREGATE",
         }
     }
     /// Success rates of the last interval: external and local origin; none without outlier detection.
@@ -360,6 +381,14 @@ impl Cluster {
     }
     pub(crate) fn original_dst(&self) -> Option<&OriginalDstState> {
         self.original_dst.as_deref()
+    }
+    /// Members, if this is an aggregate cluster.
+    pub(crate) fn aggregate(&self) -> Option<&AggregateState> {
+        self.aggregate.as_deref()
+    }
+    /// The shared pointer to itself.
+    pub(crate) fn shared_self(&self) -> Option<Arc<Self>> {
+        self.this.upgrade()
     }
     /// State of outlier detection; what is never used if it is not configured.
     pub(crate) fn outlier_state(&self) -> &OutlierState {

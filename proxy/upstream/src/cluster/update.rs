@@ -66,6 +66,7 @@ impl Cluster {
                     mine.adopt(theirs);
                 }
             }
+            Discovery::Aggregate(_) => {}
             Discovery::Eds { .. } | Discovery::Dns(_) => {
                 if !old.initialized.load(Ordering::Acquire) {
                     return;

@@ -39,8 +39,8 @@ impl Default for LbSpec {
     }
 }
 
-/// The policy of `proto`.
-pub(super) fn compile(proto: &pb::Cluster, original_dst: bool, at: &At<'_>, cx: &mut ClusterCx<'_>) -> Option<LbSpec> {
+/// The policy of `proto`; `provides`: clusters of this type pick by themselves.
+pub(super) fn compile(proto: &pb::Cluster, provides: bool, at: &At<'_>, cx: &mut ClusterCx<'_>) -> Option<LbSpec> {
     let mut spec = LbSpec { is_local: cx.shared.is_local(&proto.name), ..LbSpec::default() };
     common(proto, &mut spec, at, cx);
     let before = cx.report.errors();
@@ -58,9 +58,9 @@ pub(super) fn compile(proto: &pb::Cluster, original_dst: bool, at: &At<'_>, cx: 
         cx.report.error(&at.field("lb_subset_config"), "set", "subsets do not go with CLUSTER_PROVIDED");
     }
     let provided = spec.kind == LbKind::ClusterProvided;
-    if provided != original_dst {
+    if provided != provides {
         let found = if provided { "CLUSTER_PROVIDED" } else { "another policy" };
-        cx.report.error(&at.field("lb_policy"), found, "ORIGINAL_DST clusters use CLUSTER_PROVIDED, and no others do");
+        cx.report.error(&at.field("lb_policy"), found, "ORIGINAL_DST and aggregate clusters use CLUSTER_PROVIDED, and no others do");
     }
     (cx.report.errors() == before).then_some(spec)
 }

@@ -20,6 +20,7 @@ use nuncio_core::registry::FactoryCx;
 use nuncio_proto::Any;
 use nuncio_proto::envoy::config::cluster::v3 as pb;
 use nuncio_proto::envoy::config::core::v3::{ConfigSource, TypedExtensionConfig};
+use nuncio_proto::envoy::extensions::clusters::aggregate::v3::ClusterConfig as AggregateConfig;
 use nuncio_proto::envoy::extensions::clusters::dns::v3::DnsCluster;
 use nuncio_proto::envoy::extensions::clusters::original_dst::v3::OriginalDstCluster;
 use nuncio_proto::envoy::r#type::metadata::v3::{MetadataKey, metadata_key::path_segment::Segment};
@@ -79,7 +80,8 @@ pub(crate) fn spec(proto: &pb::Cluster, at: &At<'_>, cx: &mut ClusterCx<'_>) -> 
     }
     account(proto, at, cx.report);
     let discovery = discovery(proto, at, cx);
-    let lb = lb::compile(proto, matches!(discovery, Some(Discovery::OriginalDst(_))), at, cx);
+    let provides = matches!(discovery, Some(Discovery::OriginalDst(_) | Discovery::Aggregate(_)));
+    let lb = lb::compile(proto, provides, at, cx);
     let http = http::compile(proto, at, cx);
     let transports = socket::transports(proto, at, cx);
     let socket = socket::compile(proto, at, cx);
@@ -262,8 +264,24 @@ fn custom_type(proto: &pb::Cluster, custom: &pb::cluster::CustomClusterType, at:
                 }
             }
         }
+        "envoy.clusters.aggregate" => aggregate(&any, &at.field("typed_config"), cx),
         name => {
             cx.report.unsupported(&at, format_args!("cluster type {name}"));
+            None
+        }
+    }
+}
+
+/// `envoy.clusters.aggregate`. Members need not exist yet.
+fn aggregate(any: &Any, at: &At<'_>, cx: &mut ClusterCx<'_>) -> Option<Discovery> {
+    match unpack_as::<AggregateConfig>(any) {
+        Ok(config) if config.clusters.is_empty() => {
+            cx.report.error(&at.field("clusters"), "empty", "at least one cluster");
+            None
+        }
+        Ok(config) => Some(Discovery::Aggregate(config.clusters.iter().map(|name| name.as_str().into()).collect())),
+        Err(why) => {
+            cx.report.error(at, why, "a ClusterConfig of envoy.clusters.aggregate");
             None
         }
     }

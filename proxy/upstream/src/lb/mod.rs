@@ -44,6 +44,18 @@ impl From<Availability> for SourceKind {
     }
 }
 
+/// One pick with what it needs.
+#[derive(Clone, Copy)]
+pub(crate) struct Ask<'a, 'c> {
+    pub lb: &'a LbSpec,
+    pub cx: &'a LbContext<'c>,
+    pub stats: &'a LbStats,
+    /// Requests of the whole cluster now, for bounded loads.
+    pub active: u64,
+    /// The priority, if it was chosen already (aggregate clusters).
+    pub at: Option<(usize, Availability)>,
+}
+
 /// What a worker remembers of one list.
 #[derive(Debug)]
 struct State {
@@ -106,21 +118,22 @@ impl WorkerLb {
         }
         known
     }
-    /// Picks a host by the cluster's policy. `active` is the number of requests of the whole cluster now.
-    pub(crate) fn pick(&mut self, lb: &LbSpec, cx: &LbContext<'_>, stats: &LbStats, active: u64) -> Option<Arc<Host>> {
-        match &lb.subsets {
-            Some(spec) => self.pick_subset(spec, lb, cx, stats, active),
-            None => self.pick_plain(lb, cx, stats, active),
+    /// Picks a host by the cluster's policy.
+    pub(crate) fn pick(&mut self, ask: &Ask<'_, '_>) -> Option<Arc<Host>> {
+        match &ask.lb.subsets {
+            Some(spec) => self.pick_subset(spec, ask),
+            None => self.pick_plain(ask),
         }
     }
-    fn pick_plain(&mut self, lb: &LbSpec, cx: &LbContext<'_>, stats: &LbStats, active: u64) -> Option<Arc<Host>> {
+    fn pick_plain(&mut self, ask: &Ask<'_, '_>) -> Option<Arc<Host>> {
+        let Ask { lb, cx, .. } = *ask;
         let attempts = if cx.avoid.is_empty() { 1 } else { cx.attempts.saturating_add(1) };
         if let LbKind::RingHash { .. } | LbKind::Maglev { .. } = lb.kind {
-            return self.pick_hashed(lb, cx, stats, active, attempts);
+            return self.pick_hashed(ask, attempts);
         }
         let mut last = None;
         for _ in 0..attempts {
-            let host = self.pick_once(lb, cx, stats)?;
+            let host = self.pick_once(ask)?;
             if !cx.avoid.iter().any(|a| a.same(&host)) {
                 return Some(host);
             }
@@ -128,10 +141,11 @@ impl WorkerLb {
         }
         last
     }
-    fn pick_hashed(&mut self, lb: &LbSpec, cx: &LbContext<'_>, stats: &LbStats, active: u64, attempts: u32) -> Option<Arc<Host>> {
+    fn pick_hashed(&mut self, ask: &Ask<'_, '_>, attempts: u32) -> Option<Arc<Host>> {
+        let Ask { lb, cx, stats, active, at } = *ask;
         let hash = cx.hash.unwrap_or_else(|| fastrand::u64(..));
         let loads = &self.view.loads;
-        let (priority, _) = priority::choose(&loads.healthy, &loads.degraded, hash);
+        let (priority, _) = at.unwrap_or_else(|| priority::choose(&loads.healthy, &loads.degraded, hash));
         let panic = loads.panic.get(priority).copied().unwrap_or(false);
         if panic {
             stats.lb_healthy_panic.inc();
@@ -149,8 +163,9 @@ impl WorkerLb {
         }
         last.cloned()
     }
-    fn pick_once(&mut self, lb: &LbSpec, cx: &LbContext<'_>, stats: &LbStats) -> Option<Arc<Host>> {
-        let source = self.source(lb, cx, stats)?;
+    fn pick_once(&mut self, ask: &Ask<'_, '_>) -> Option<Arc<Host>> {
+        let lb = ask.lb;
+        let source = self.source(ask)?;
         let list = list(&self.view, source)?;
         match list.hosts.len() {
             0 => return None,
@@ -191,9 +206,12 @@ impl WorkerLb {
         }
     }
     /// Priority, then panic, then locality. Source: Envoy's `hostSourceToUse`.
-    fn source(&mut self, lb: &LbSpec, cx: &LbContext<'_>, stats: &LbStats) -> Option<Source> {
+    fn source(&mut self, ask: &Ask<'_, '_>) -> Option<Source> {
+        let Ask { lb, cx, stats, .. } = *ask;
         let view = &self.view;
-        let (priority, availability) = if view.sets.len() == 1 && view.loads.degraded.first() == Some(&0) {
+        let (priority, availability) = if let Some(at) = ask.at {
+            at
+        } else if view.sets.len() == 1 && view.loads.degraded.first() == Some(&0) {
             (0, Availability::Healthy)
         } else {
             let hash = fastrand::u64(..);

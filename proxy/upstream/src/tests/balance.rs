@@ -139,7 +139,8 @@ fn priorities_share_as_they_can() {
     near(&count, C, 0.3, 0.02);
     let c = failover("", &[(A, "HEALTHY"), (B, "HEALTHY")], &[(C, "HEALTHY")]);
     assert_eq!(spread(&c, 100, &LbContext::default()).get(C), None);
-    let retry = LbContext { retry_priority: Some(PriorityRetry { update_frequency: 1, attempted: &[0] }), ..LbContext::default() };
+    let retry =
+        LbContext { retry_priority: Some(PriorityRetry { update_frequency: 1, attempted: &[0], hosts: &[] }), ..LbContext::default() };
     assert_eq!(spread(&c, 100, &retry), HashMap::from([(C.to_string(), 100)]));
     let c = failover("", &[(A, "DEGRADED")], &[(C, "HEALTHY")]);
     assert_eq!(spread(&c, 100, &LbContext::default()), HashMap::from([(C.to_string(), 100)]), "healthy ones go first");

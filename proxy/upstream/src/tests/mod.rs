@@ -1,5 +1,6 @@
 //! Tests of the whole crate: clusters from YAML, real loopback servers, one worker per test.
 
+mod aggregate;
 mod balance;
 mod compile;
 mod endpoints;

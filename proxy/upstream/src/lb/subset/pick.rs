@@ -1,11 +1,8 @@
 //! Which subset a request goes to, and the pick in it. Per worker, once per pick; criteria are borrowed and stand on the stack.
 
 use super::{Entry, Fallback, Part, SubsetSpec, Subsets};
-use crate::context::LbContext;
 use crate::host::Host;
-use crate::lb::WorkerLb;
-use crate::spec::LbSpec;
-use crate::stats::LbStats;
+use crate::lb::{Ask, WorkerLb};
 use nuncio_proto::{Struct, Value};
 use prost_types::value::Kind;
 use smallvec::SmallVec;
@@ -43,33 +40,23 @@ struct Pick<'p, 'c> {
     worker: &'p mut WorkerLb,
     subsets: &'p Subsets,
     spec: &'p SubsetSpec,
-    lb: &'p LbSpec,
-    cx: &'p LbContext<'c>,
-    stats: &'p LbStats,
-    active: u64,
+    ask: &'p Ask<'p, 'c>,
 }
 
 impl WorkerLb {
     /// Picks a host of the subset that `cx` asks for. Source: Envoy's `SubsetLoadBalancer::chooseHost`.
-    pub(in crate::lb) fn pick_subset(
-        &mut self,
-        spec: &SubsetSpec,
-        lb: &LbSpec,
-        cx: &LbContext<'_>,
-        stats: &LbStats,
-        active: u64,
-    ) -> Option<Arc<Host>> {
+    pub(in crate::lb) fn pick_subset(&mut self, spec: &SubsetSpec, ask: &Ask<'_, '_>) -> Option<Arc<Host>> {
         let view = self.view().clone();
         let subsets = view.subsets.as_deref()?;
-        Pick { worker: self, subsets, spec, lb, cx, stats, active }.run()
+        Pick { worker: self, subsets, spec, ask }.run()
     }
 }
 
 impl Pick<'_, '_> {
     fn run(&mut self) -> Option<Arc<Host>> {
         // Dynamic metadata, if a filter wrote any, wins over the route's.
-        let dynamic = self.cx.stream.and_then(|s| s.metadata("envoy.lb"));
-        let Some(first) = self.cx.metadata_match.or(dynamic) else { return self.choose(None) };
+        let dynamic = self.ask.cx.stream.and_then(|s| s.metadata("envoy.lb"));
+        let Some(first) = self.ask.cx.metadata_match.or(dynamic) else { return self.choose(None) };
         let mut criteria = merged(&merged(&[], Some(first)), dynamic);
         if !self.spec.fallback_list {
             return self.choose(Some(&criteria));
@@ -99,7 +86,7 @@ impl Pick<'_, '_> {
             if let Some((at, selector)) = at.and_then(|at| Some((at, self.spec.selectors.get(at)?))) {
                 let subsets = self.subsets;
                 if let Some(entry) = subsets.find(at, wanted.iter().map(|(_, value)| *value)) {
-                    self.stats.lb_subsets_selected.inc();
+                    self.ask.stats.lb_subsets_selected.inc();
                     return match entry {
                         Entry::One(host) => Some(host.clone()),
                         Entry::Many(part) => self.pick(part),
@@ -122,14 +109,14 @@ impl Pick<'_, '_> {
             Fallback::None | Fallback::Keys(_) => return None,
         };
         if let Some(host) = self.pick(fallback) {
-            self.stats.lb_subsets_fallback.inc();
+            self.ask.stats.lb_subsets_fallback.inc();
             return Some(host);
         }
         if !self.spec.panic_mode_any {
             return None;
         }
         let host = self.pick(subsets.any.as_ref()?)?;
-        self.stats.lb_subsets_fallback_panic.inc();
+        self.ask.stats.lb_subsets_fallback_panic.inc();
         Some(host)
     }
     /// `allow_redundant_keys`: the criteria that the first selector with nothing missing looks at.
@@ -142,6 +129,6 @@ impl Pick<'_, '_> {
         Some(only(criteria, &selector.keys))
     }
     fn pick(&mut self, part: &Part) -> Option<Arc<Host>> {
-        self.worker.part(part).pick_plain(self.lb, self.cx, self.stats, self.active)
+        self.worker.part(part).pick_plain(self.ask)
     }
 }
