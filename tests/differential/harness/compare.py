@@ -2,15 +2,16 @@
 import fnmatch
 import json
 import os
+import re
 
 LIST = os.path.join(os.path.dirname(__file__), "..", "differences.json")
 DOC = os.path.join(os.path.dirname(__file__), "..", "..", "..", "docs", "envoy-differences.md")
 
 
-def differing(envoy, nuncio, ignore):
-    """Aspects that differ, with both values."""
-    return [(aspect, envoy.get(aspect), nuncio.get(aspect)) for aspect in sorted(set(envoy) | set(nuncio))
-            if not any(fnmatch.fnmatch(aspect, pattern) for pattern in ignore) and envoy.get(aspect) != nuncio.get(aspect)]
+def differing(envoy, nuncio, ignore, missing=None):
+    """Aspects (or counters) that differ, with what differs of both values."""
+    return [(aspect, *narrowed(envoy.get(aspect, missing), nuncio.get(aspect, missing))) for aspect in sorted(set(envoy) | set(nuncio))
+            if not any(fnmatch.fnmatch(aspect, pattern) for pattern in ignore) and envoy.get(aspect, missing) != nuncio.get(aspect, missing)]
 
 
 def brief(value, limit=900):
@@ -39,29 +40,45 @@ def narrowed(left, right):
     return left, right
 
 
-class Differences:
-    """The intended differences. An entry names its reason (a heading of docs/envoy-differences.md), aspects and cases; every case differs in
-    every aspect of its entry, or the entry is stale."""
+def fits(expected, value):
+    """Whether a value is the expected one. A string that begins with "~ " is a regular expression for the whole text of the value."""
+    if isinstance(expected, str) and expected.startswith("~ "):
+        return re.fullmatch(expected[2:], value if isinstance(value, str) else json.dumps(value), re.DOTALL) is not None
+    return expected == value
 
-    def __init__(self):
+
+class Differences:
+    """The intended differences. An entry names its reason (a heading of docs/envoy-differences.md), its cases, and for each aspect or counter
+    that differs what Envoy and what Nuncio does, narrowed to what differs; a case that does anything else fails. Every case differs in every
+    aspect of its entry, or the entry is stale."""
+
+    def __init__(self, bare=False):
         with open(LIST) as file:
-            entries = json.load(file)
+            entries = [] if bare else json.load(file)
         with open(DOC) as file:
             headings = {line.strip("# \n") for line in file if line.startswith("#")}
         self.problems = [f"differences.json: {entry['reason']!r} is no heading of docs/envoy-differences.md"
                          for entry in entries if entry["reason"] not in headings]
-        self.pairs = {(case, aspect) for entry in entries for case in entry["cases"] for aspect in entry["aspects"]}
+        self.pairs = {}
+        for entry in entries:
+            for case in entry["cases"]:
+                for aspect, pair in entry["differs"].items():
+                    if (case, aspect) in self.pairs:
+                        self.problems.append(f"differences.json: {case} [{aspect}] is there twice")
+                    self.pairs[(case, aspect)] = pair
         self.ran_cases, self.used = set(), set()
 
-    def intended(self, case, aspect):
-        if (case, aspect) in self.pairs:
-            self.used.add((case, aspect))
-            return True
-        return False
+    def intended(self, case, aspect, left, right):
+        pair = self.pairs.get((case, aspect))
+        if pair is None:
+            return False
+        # An aspect that differs in another way is told as a failure, not as an entry that is out of date.
+        self.used.add((case, aspect))
+        return fits(pair[0], left) and fits(pair[1], right)
 
     def ran(self, case):
         """Notes that a case ran, so that an entry for it that excuses nothing is known to be stale."""
         self.ran_cases.add(case)
 
     def stale(self):
-        return sorted(pair for pair in self.pairs - self.used if pair[0] in self.ran_cases)
+        return sorted(pair for pair in set(self.pairs) - self.used if pair[0] in self.ran_cases)

@@ -33,7 +33,8 @@ class Names:
             value = "<date>"
         elif lower in TIMES and value.isdigit():
             # A retry is told what is left; a few milliseconds are nobody's behaviour.
-            value = "<ms>" if lower == TIMES[0] else str(-(-int(value) // 100) * 100)
+            step = 1000 if int(value) > 1000 else 100
+            value = "<ms>" if lower == TIMES[0] else str(-(-int(value) // step) * step)
         return f"{name}: {self.text(value)}"
 
     def headers(self, pairs):
@@ -41,6 +42,12 @@ class Names:
 
     def body(self, data):
         return self.text(data.decode("latin-1"))
+
+    def raw(self, data):
+        """Bytes that are no whole response: lines that look like fields are told as fields."""
+        lines = (re.fullmatch("([A-Za-z-]+): (.*)", line) for line in data.decode("latin-1").split("\r\n"))
+        return "\r\n".join(self.header(*match.groups()) if match else self.text(line)
+                           for match, line in zip(lines, data.decode("latin-1").split("\r\n")))
 
 
 class Context:
@@ -126,7 +133,7 @@ def show_http2(connection, names):
             continue
         streams[str(number)] = {"heads": [names.headers(head) for head in stream["heads"]], "body": names.body(stream["body"]),
                                 "reset": stream["reset"], "ended": stream["ended"]}
-    return {"streams": streams, "goaway": reader.goaway}
+    return {"streams": streams, "goaway": reader.goaway and list(reader.goaway)}
 
 
 def show_http1(connection, names):
@@ -141,13 +148,15 @@ def show_http1(connection, names):
     if informational:
         shown["informational"] = [[response.line, names.headers(response.headers)] for response in informational]
     if rest:
-        shown["rest"] = names.body(rest)
+        shown["rest"] = names.raw(rest)
     return shown
 
 
-def show_upstream(seen, names):
-    return [[record["upstream"], names.text(record["line"]), names.headers(in_order(record["headers"])), names.body(record["body"]),
+def show_upstream(seen, names, case):
+    shown = [[record["upstream"], names.text(record["line"]), names.headers(in_order(record["headers"])), names.body(record["body"]),
              names.headers(record["trailers"])] for record in seen]
+    # Streams of one connection reach the upstream over connections of their own, in any order.
+    return sorted(shown, key=str) if case.h2 and len(case.h2.get("streams", [])) > 1 else shown
 
 
 def in_order(pairs):
@@ -218,7 +227,8 @@ def run_case(context, script, case, names):
             connection.poll(0.01)
             connection.close()
             connection.fate = "closed by the client"
-    values["upstream"] = show_upstream(script.taken(), names)
+    script.settle()
+    values["upstream"] = show_upstream(script.taken(), names, case)
     return values, context.connections
 
 

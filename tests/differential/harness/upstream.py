@@ -27,6 +27,12 @@ class Script:
         with self.lock:
             return list(self.seen)
 
+    def settle(self):
+        """Waits until the bodies of all requests that were seen have ended or broken off; a body that stays open is told as it is."""
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline and any(record.get("open") for record in self.taken()):
+            time.sleep(0.002)
+
 
 class Upstream:
     """One listening upstream. `kind`: "http" (HTTP/1), "h2" (HTTP/2 with prior knowledge), "tls" (HTTP/1 in TLS), "h2tls", "refused", "echo"."""
@@ -88,17 +94,20 @@ class Upstream:
                 data += more
             line, headers = parse_head(data[:stop])
             data = data[stop + 4:]
-            record = {"upstream": self.name, "line": line, "headers": headers, "body": b"", "trailers": []}
+            record = {"upstream": self.name, "line": line, "headers": headers, "body": b"", "trailers": [], "open": True}
             answer = self.script.next(record)
             if answer is None:
                 answer = default(self.name, line)
             actions = answer if isinstance(answer, list) else [answer]
-            if actions[0] != "early":
-                data = self.body(peer, headers, data, record)
-                if data is None:
-                    return
-            else:
-                actions = actions[1:]
+            try:
+                if actions[0] != "early":
+                    data = self.body(peer, headers, data, record)
+                    if data is None:
+                        return
+                else:
+                    actions = actions[1:]
+            finally:
+                record["open"] = False
             if not perform(peer, actions, data):
                 return
 
