@@ -12,6 +12,7 @@ pub mod header_mutation;
 pub mod health_check;
 pub mod local_ratelimit;
 pub mod rate_limit;
+pub mod rbac;
 pub mod set_filter_state;
 pub mod set_metadata;
 pub mod stateful_session;
@@ -32,7 +33,9 @@ pub fn register(registry: &mut Registry) {
     registry.http.push(Box::new(header_mutation::Factory));
     registry.http.push(Box::new(health_check::Factory));
     registry.http.push(Box::new(local_ratelimit::Factory));
+    registry.http.push(Box::new(rbac::HttpFactory));
     registry.http.push(Box::new(set_filter_state::Factory));
     registry.http.push(Box::new(set_metadata::Factory));
+    registry.network.push(Box::new(rbac::NetworkFactory));
     registry.http.push(Box::new(stateful_session::Factory));
 }

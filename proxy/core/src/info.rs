@@ -118,6 +118,9 @@ pub struct ConnectionInfo {
     pub termination_details: RefCell<Option<Cow<'static, str>>>,
     /// `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`.
     pub transport_failure: RefCell<Option<String>>,
+    /// How long the connection stays open, with nothing passed on, after a network filter closed it: a filter sets it so that
+    /// refused clients do not come back at once.
+    pub close_delay: Cell<Duration>,
     /// Requests carried so far.
     pub requests: Cell<u64>,
     /// Bytes read from and written to the socket, after TLS: `%DOWNSTREAM_WIRE_BYTES_RECEIVED%` of TCP streams.
@@ -148,6 +151,7 @@ impl ConnectionInfo {
             metadata: RefCell::default(),
             termination_details: RefCell::default(),
             transport_failure: RefCell::default(),
+            close_delay: Cell::default(),
             requests: Cell::default(),
             rx_bytes: Cell::default(),
             tx_bytes: Cell::default(),

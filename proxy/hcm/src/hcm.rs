@@ -15,6 +15,7 @@ use nuncio_http::{ConnControl, ConnectionEnd, serve_h1, serve_h2};
 use nuncio_listener::{Connection, DrainWatch, Terminal};
 use nuncio_tls::Transport;
 use std::any::Any;
+use std::borrow::Cow;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -90,7 +91,7 @@ async fn serve(slot: Arc<HcmSlot>, connection: Connection) {
     let config = slot.load();
     let counted = Counted::new(config.clone(), &info);
     let mut network = NetworkFilters { filters, info: StreamInfo::new(info.clone(), None) };
-    if !network.open(&mut io, &mut leftover).await {
+    if !network.open(&mut io, &mut leftover, config.options.idle_timeout).await {
         return;
     }
     let Some(version) = choose(&config, &info, &mut io, &mut leftover).await else { return };
@@ -235,16 +236,16 @@ struct NetworkFilters {
 }
 
 impl NetworkFilters {
-    /// Tells the filters of the connection and shows them what arrives until all of them let it pass. False if one closes it.
-    async fn open(&mut self, io: &mut Transport, leftover: &mut BytesMut) -> bool {
+    /// Tells the filters of the connection and shows them what arrives until all of them let it pass. False if one closes it, or if
+    /// nothing arrives for `idle`.
+    async fn open(&mut self, io: &mut Transport, leftover: &mut BytesMut, idle: Option<Duration>) -> bool {
         if self.filters.is_empty() {
             return true;
         }
         let mut first = BytesMut::new();
         for filter in &mut self.filters {
             if let NetworkAction::Close(why) = filter.on_new(&mut self.info, &mut first) {
-                *self.info.connection.termination_details.borrow_mut() = Some(why);
-                return false;
+                return self.refuse(why).await;
             }
         }
         if !first.is_empty() && io.write_all(&first).await.is_err() {
@@ -259,19 +260,30 @@ impl NetworkFilters {
                         held = true;
                         break;
                     }
-                    NetworkAction::Close(why) => {
-                        *self.info.connection.termination_details.borrow_mut() = Some(why);
-                        return false;
-                    }
+                    NetworkAction::Close(why) => return self.refuse(why).await,
                 }
             }
             if !held {
                 return true;
             }
-            if !matches!(io.read_buf(leftover).await, Ok(n) if n > 0) {
+            let read = io.read_buf(leftover);
+            let count = match idle {
+                Some(limit) => tokio::time::timeout(limit, read).await.unwrap_or(Ok(0)),
+                None => read.await,
+            };
+            if !matches!(count, Ok(n) if n > 0) {
                 return false;
             }
         }
+    }
+    /// A filter closes the connection: false, once that is due.
+    async fn refuse(&self, why: Cow<'static, str>) -> bool {
+        *self.info.connection.termination_details.borrow_mut() = Some(why);
+        let delay = self.info.connection.close_delay.get();
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        false
     }
 }
 

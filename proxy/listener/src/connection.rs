@@ -273,6 +273,7 @@ impl Made<'_> {
             metadata: RefCell::new(std::mem::take(&mut accepted.metadata)),
             termination_details: RefCell::new(None),
             transport_failure: RefCell::new(None),
+            close_delay: Cell::default(),
             requests: Cell::new(0),
             rx_bytes: Cell::new(0),
             tx_bytes: Cell::new(0),

@@ -106,6 +106,46 @@ impl<A> MatchTree<A> {
     }
 }
 
+impl<A> MatchTree<A> {
+    /// Calls `each` with every action, in no particular order. For what is only known once all are compiled.
+    pub fn each_action_mut(&mut self, each: &mut dyn FnMut(&mut A)) {
+        let mut visit = |on_match: &mut OnMatch<A>| match &mut on_match.target {
+            Target::Action(action) => each(action),
+            Target::Matcher(matcher) => matcher.each_action_mut(each),
+        };
+        match &mut self.kind {
+            Kind::Empty => {}
+            Kind::List(all) => all.iter_mut().for_each(|(_, on_match)| visit(on_match)),
+            Kind::Exact(_, all) => all.values_mut().for_each(visit),
+            Kind::Prefix(_, all) => all.iter_mut().for_each(|(_, on_match)| visit(on_match)),
+            Kind::Ip(_, all) => all.iter_mut().for_each(|range| visit(&mut range.on_match)),
+            Kind::ServerName(_, _, all) => all.iter_mut().for_each(visit),
+        }
+        if let Some(on_match) = &mut self.on_no_match {
+            match &mut on_match.target {
+                Target::Action(action) => each(action),
+                Target::Matcher(matcher) => matcher.each_action_mut(each),
+            }
+        }
+    }
+    /// Whether some input is of a request or a response, which a connection does not have.
+    pub fn looks_at_http(&self) -> bool {
+        let nested = |on_match: &OnMatch<A>| match &on_match.target {
+            Target::Action(_) => false,
+            Target::Matcher(matcher) => matcher.looks_at_http(),
+        };
+        let here = match &self.kind {
+            Kind::Empty => false,
+            Kind::List(all) => all.iter().any(|(predicate, on_match)| predicate.looks_at_http() || nested(on_match)),
+            Kind::Exact(input, all) => input.is_http() || all.values().any(nested),
+            Kind::Prefix(input, all) => input.is_http() || all.iter().any(|(_, on_match)| nested(on_match)),
+            Kind::Ip(input, all) => input.is_http() || all.iter().any(|range| nested(&range.on_match)),
+            Kind::ServerName(input, _, all) => input.is_http() || all.iter().any(nested),
+        };
+        here || self.on_no_match.as_deref().is_some_and(nested)
+    }
+}
+
 impl<A> OnMatch<A> {
     fn find(&self, data: &MatchData<'_>) -> Option<&A> {
         let found = match &self.target {
@@ -139,6 +179,13 @@ fn find_name<'a, A>(names: &HashMap<Box<str>, usize>, all: &'a [OnMatch<A>], nam
 }
 
 impl Predicate {
+    fn looks_at_http(&self) -> bool {
+        match self {
+            Self::Text(input, _) | Self::Ip(input, _) | Self::Value(input, ..) => input.is_http(),
+            Self::Or(all) | Self::And(all) => all.iter().any(Self::looks_at_http),
+            Self::Not(predicate) => predicate.looks_at_http(),
+        }
+    }
     fn matches(&self, data: &MatchData<'_>) -> bool {
         match self {
             Self::Text(input, matcher) => input.text(data).is_some_and(|text| matcher.matches(&text)),

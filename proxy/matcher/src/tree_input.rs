@@ -152,6 +152,13 @@ impl Input {
         }
         Ok(None)
     }
+    /// Whether it is part of a request or a response.
+    pub fn is_http(&self) -> bool {
+        matches!(
+            self,
+            Self::RequestHeader(_) | Self::ResponseHeader(_) | Self::QueryParameter(_) | Self::StatusCode | Self::StatusCodeClass
+        )
+    }
     /// The value as text; none if it is not there.
     pub fn text<'a>(&'a self, data: &MatchData<'a>) -> Option<Cow<'a, [u8]>> {
         let owned = |text: String| Cow::Owned(text.into_bytes());

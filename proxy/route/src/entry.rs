@@ -119,6 +119,14 @@ impl RouteEntry {
     pub fn cluster_for(&self, request: &RequestHead) -> Option<Arc<ClusterSlot>> {
         self.cluster.as_ref()?.resolve(&self.route.vhost.table.clusters, request)
     }
+    /// `path` (without query) as routes were matched by it: without path parameters if the table ignores them. Authorization by path
+    /// must see what routing sees.
+    pub fn match_path<'a>(&self, path: &'a str) -> std::borrow::Cow<'a, str> {
+        match self.route.vhost.table.ignore_path_parameters {
+            true => crate::path::without_parameters(path),
+            false => std::borrow::Cow::Borrowed(path),
+        }
+    }
     /// `metadata_match` under `envoy.lb`, with that of the weighted cluster over that of the route.
     pub fn metadata_match(&self) -> Option<&Struct> {
         self.metadata_match.as_ref()

@@ -54,7 +54,7 @@ impl<'a> RequestPath<'a> {
 }
 
 /// `/a;x=1/b;y` without what follows a semicolon in each segment.
-fn without_parameters(path: &str) -> Cow<'_, str> {
+pub(crate) fn without_parameters(path: &str) -> Cow<'_, str> {
     if !path.contains(';') {
         return Cow::Borrowed(path);
     }

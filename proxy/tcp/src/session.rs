@@ -267,6 +267,13 @@ pub(crate) async fn serve(proxy: Arc<TcpProxy>, connection: Connection) {
         Ok(()) => session.copy(&mut io, &drain).await,
         Err(stop) => stop,
     };
+    let delay = session.flow.info.connection.close_delay.get();
+    if !delay.is_zero() && matches!(stop, Stop::Flow(End::Filter(_))) {
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            () = drain.closing() => {}
+        }
+    }
     if session.settle(stop) {
         // Fails only if the socket is gone already.
         let _ = io.reset_on_close();
