@@ -214,6 +214,7 @@ ROWS = {
     "http1 tls, 64 connections": lambda: wrk("/small", 64, TLS, scheme="https"),
     "tls handshakes": handshakes,
     "tcp 1 KB exchanges, 64 connections": lambda: wrk("/1k", 64, TCP),
+    "tcp 64 KB answers, 64 connections": lambda: wrk("/64k", 64, TCP),
 }
 
 

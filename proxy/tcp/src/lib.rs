@@ -3,6 +3,8 @@
 //! Compiled on the control thread by [`TcpProxyFactory`]; each connection is one task on its worker: choose a cluster, connect,
 //! copy in both directions until both sides have ended. Source: `envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.proto`.
 
+mod bypass;
+mod chunk;
 mod config;
 mod connect;
 mod filters;

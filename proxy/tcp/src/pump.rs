@@ -1,81 +1,21 @@
 //! Moves bytes in both directions until both have ended. Belongs to one worker's task; all state is one struct, polled as a
 //! whole, so that the directions share it without locks.
 //!
-//! A direction holds a buffer only while bytes are in it: buffers come from a pool of the worker, small ones until a read fills
-//! one, so that idle connections hold none.
+//! A direction holds a buffer only while bytes are in it ([`Chunk`]): buffers come from a pool of the worker, small ones until a read
+//! fills one, so that idle connections hold none. Bulk bytes that nobody needs to see stay in the kernel.
 
+use crate::bypass::Bypass;
+use crate::chunk::{Chunk, read};
 use crate::filters::{Filters, Passed};
 use crate::stats::Stats;
-use bytes::{Buf, BytesMut};
+use bytes::BytesMut;
 use nuncio_core::StreamInfo;
 use std::borrow::Cow;
-use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-
-const SMALL: usize = 8 * 1024;
-const LARGE: usize = 64 * 1024;
-/// Spare buffers that a worker keeps of each size.
-const SPARE: usize = 16;
-
-thread_local! {
-    static POOL: RefCell<[Vec<Box<[u8]>>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
-}
-
-fn take(large: bool) -> Box<[u8]> {
-    let spare = POOL.with_borrow_mut(|pool| pool.get_mut(usize::from(large)).and_then(Vec::pop));
-    spare.unwrap_or_else(|| vec![0; if large { LARGE } else { SMALL }].into())
-}
-
-fn give_back(buffer: Box<[u8]>) {
-    POOL.with_borrow_mut(|pool| {
-        if let Some(spares) = pool.get_mut(usize::from(buffer.len() == LARGE))
-            && spares.len() < SPARE
-        {
-            spares.push(buffer);
-        }
-    });
-}
-
-/// Bytes on their way.
-enum Chunk {
-    Pooled { buffer: Box<[u8]>, start: usize, end: usize },
-    Own(BytesMut),
-}
-
-impl Chunk {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Pooled { buffer, start, end } => buffer.get(*start..*end).unwrap_or_default(),
-            Self::Own(bytes) => bytes,
-        }
-    }
-    fn advance(&mut self, n: usize) {
-        match self {
-            Self::Pooled { start, .. } => *start += n,
-            Self::Own(bytes) => bytes.advance(n.min(bytes.len())),
-        }
-    }
-    /// The bytes in a buffer that filters may change.
-    fn into_own(self) -> BytesMut {
-        match self {
-            Self::Own(bytes) => bytes,
-            Self::Pooled { buffer, start, end } => {
-                let bytes = BytesMut::from(buffer.get(start..end).unwrap_or_default());
-                give_back(buffer);
-                bytes
-            }
-        }
-    }
-    fn release(self) {
-        if let Self::Pooled { buffer, .. } = self {
-            give_back(buffer);
-        }
-    }
-}
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// One direction.
 #[derive(Default)]
@@ -100,29 +40,13 @@ impl Pipe {
         }
     }
     fn waiting(&self) -> usize {
-        self.chunk.as_ref().map_or(0, |c| c.bytes().len())
+        self.chunk.as_ref().map_or(0, Chunk::len)
     }
 }
 
-/// Reads into a buffer of the pool. `None` is the end. A peer that closes without TLS close_notify has ended too.
-fn read(reader: Pin<&mut impl AsyncRead>, cx: &mut Context<'_>, large: &mut bool) -> Poll<io::Result<Option<Chunk>>> {
-    let mut buffer = take(*large);
-    let mut space = ReadBuf::new(&mut buffer);
-    let result = reader.poll_read(cx, &mut space);
-    let end = space.filled().len();
-    match result {
-        Poll::Ready(Ok(())) if end > 0 => {
-            *large = end == buffer.len() || (*large && end >= SMALL);
-            Poll::Ready(Ok(Some(Chunk::Pooled { buffer, start: 0, end })))
-        }
-        other => {
-            give_back(buffer);
-            match ready!(other) {
-                Err(e) if e.kind() != io::ErrorKind::UnexpectedEof => Poll::Ready(Err(e)),
-                _ => Poll::Ready(Ok(None)),
-            }
-        }
-    }
+/// The bytes of `chunk`, if any, in a buffer that filters may change.
+fn own(chunk: Option<Chunk>) -> io::Result<BytesMut> {
+    chunk.map_or_else(|| Ok(BytesMut::new()), Chunk::into_own)
 }
 
 /// Why both directions are over.
@@ -169,18 +93,18 @@ impl Flow {
     }
     /// Bytes (or the end) from the downstream: counts them and passes them through the filters.
     fn arrived(&mut self, chunk: Option<Chunk>, stats: &Stats) -> Result<(), End> {
-        let size = chunk.as_ref().map_or(0, |c| c.bytes().len());
+        let size = chunk.as_ref().map_or(0, Chunk::len);
         let connection = &self.info.connection;
         connection.rx_bytes.set(connection.rx_bytes.get() + size as u64);
         stats.rx_bytes_total.add(size as u64);
         self.moved = Instant::now();
         let end = chunk.is_none();
         if self.filters.want_data() {
-            let mut data = chunk.map_or_else(BytesMut::new, Chunk::into_own);
+            let mut data = own(chunk).map_err(|_| End::Downstream)?;
             let mut out = BytesMut::new();
             let passed = self.filters.read(&mut self.info, &mut data, end, &mut out);
             if !out.is_empty() {
-                let mut all = self.down.chunk.take().map_or_else(BytesMut::new, Chunk::into_own);
+                let mut all = own(self.down.chunk.take()).map_err(|_| End::Downstream)?;
                 all.unsplit(out);
                 self.down.put(all);
             }
@@ -201,13 +125,13 @@ impl Flow {
     }
     /// Bytes (or the end) from the upstream.
     fn answered(&mut self, chunk: Option<Chunk>) -> Result<(), End> {
-        let size = chunk.as_ref().map_or(0, |c| c.bytes().len()) as u64;
+        let size = chunk.as_ref().map_or(0, Chunk::len) as u64;
         self.info.bytes_sent += size;
         self.info.upstream_mut().wire_rx_bytes += size;
         self.moved = Instant::now();
         let end = chunk.is_none();
         if self.filters.want_data() {
-            let mut data = chunk.map_or_else(BytesMut::new, Chunk::into_own);
+            let mut data = own(chunk).map_err(|_| End::Upstream)?;
             match self.filters.write(&mut self.info, &mut data, end) {
                 Passed::On => self.down.put(data),
                 Passed::Held => {}
@@ -224,7 +148,7 @@ impl Flow {
     /// send upstream (`upstream_connect_mode: ON_DOWNSTREAM_DATA`). What filters send meanwhile goes out.
     pub fn poll_first<D>(&mut self, cx: &mut Context<'_>, io: &mut D, data: bool, stats: &Stats) -> Poll<Result<(), End>>
     where
-        D: AsyncRead + AsyncWrite + Unpin,
+        D: AsyncRead + AsyncWrite + Bypass + Unpin,
     {
         loop {
             if self.poll_write_down(cx, io, stats)?.is_ready() && self.down.dirty {
@@ -233,18 +157,22 @@ impl Flow {
             if self.up.ended || (!self.filters.holding() && (!data || self.up.chunk.is_some())) {
                 return Poll::Ready(Ok(()));
             }
-            match ready!(read(Pin::new(&mut *io), cx, &mut self.up.large)) {
+            match ready!(read(io, cx, &mut self.up.large, false)) {
                 Ok(chunk) => self.arrived(chunk, stats)?,
                 Err(_) => return Poll::Ready(Err(End::Downstream)),
             }
         }
     }
 
-    fn poll_write_down<D: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, io: &mut D, stats: &Stats) -> Poll<Result<(), End>> {
+    fn poll_write_down<D: AsyncWrite + Bypass + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        io: &mut D,
+        stats: &Stats,
+    ) -> Poll<Result<(), End>> {
         while let Some(chunk) = &mut self.down.chunk {
-            match Pin::new(&mut *io).poll_write(cx, chunk.bytes()) {
+            match chunk.poll_write(cx, io) {
                 Poll::Ready(Ok(n)) if n > 0 => {
-                    chunk.advance(n);
                     self.down.dirty = true;
                     self.moved = Instant::now();
                     let connection = &self.info.connection;
@@ -254,13 +182,13 @@ impl Flow {
                 }
                 Poll::Ready(_) => return Poll::Ready(Err(End::Downstream)),
                 Poll::Pending => {
-                    let waiting = chunk.bytes().len();
+                    let waiting = chunk.len();
                     stats.tx_bytes_buffered.add(waiting as i64 - self.down.blocked as i64);
                     self.down.blocked = waiting;
                     return Poll::Pending;
                 }
             }
-            if chunk.bytes().is_empty()
+            if chunk.len() == 0
                 && let Some(done) = self.down.chunk.take()
             {
                 done.release();
@@ -272,18 +200,17 @@ impl Flow {
         Poll::Ready(Ok(()))
     }
     /// True when everything is written; false if the upstream takes nothing any more.
-    fn poll_write_up<U: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, upstream: &mut U, stats: &Stats) -> Poll<bool> {
+    fn poll_write_up<U: AsyncWrite + Bypass + Unpin>(&mut self, cx: &mut Context<'_>, upstream: &mut U, stats: &Stats) -> Poll<bool> {
         while let Some(chunk) = &mut self.up.chunk {
-            match Pin::new(&mut *upstream).poll_write(cx, chunk.bytes()) {
+            match chunk.poll_write(cx, upstream) {
                 Poll::Ready(Ok(n)) if n > 0 => {
-                    chunk.advance(n);
                     self.up.dirty = true;
                     self.moved = Instant::now();
                     self.info.upstream_mut().wire_tx_bytes += n as u64;
                 }
                 Poll::Ready(_) => return Poll::Ready(false),
                 Poll::Pending => {
-                    let waiting = chunk.bytes().len();
+                    let waiting = chunk.len();
                     if self.up.blocked == 0 {
                         stats.paused_reading.inc();
                     }
@@ -292,7 +219,7 @@ impl Flow {
                     return Poll::Pending;
                 }
             }
-            if chunk.bytes().is_empty()
+            if chunk.len() == 0
                 && let Some(done) = self.up.chunk.take()
             {
                 done.release();
@@ -311,8 +238,8 @@ impl Flow {
     /// Downstream to upstream, until its end was passed on.
     fn poll_up<D, U>(&mut self, cx: &mut Context<'_>, io: &mut D, upstream: &mut U, stats: &Stats) -> Poll<Result<(), End>>
     where
-        D: AsyncRead + Unpin,
-        U: AsyncWrite + Unpin,
+        D: AsyncRead + Bypass + Unpin,
+        U: AsyncWrite + Bypass + Unpin,
     {
         loop {
             if self.up.finished {
@@ -331,7 +258,8 @@ impl Flow {
                 self.up.finished = true;
                 continue;
             }
-            match read(Pin::new(&mut *io), cx, &mut self.up.large) {
+            let bypass = !self.filters.want_data() && upstream.socket().is_some();
+            match read(io, cx, &mut self.up.large, bypass) {
                 Poll::Ready(Ok(chunk)) => self.arrived(chunk, stats)?,
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Downstream)),
                 Poll::Pending => {
@@ -346,8 +274,8 @@ impl Flow {
     /// Upstream to downstream, until its end was passed on.
     fn poll_down<D, U>(&mut self, cx: &mut Context<'_>, io: &mut D, upstream: &mut U, stats: &Stats) -> Poll<Result<(), End>>
     where
-        D: AsyncWrite + Unpin,
-        U: AsyncRead + Unpin,
+        D: AsyncWrite + Bypass + Unpin,
+        U: AsyncRead + Bypass + Unpin,
     {
         loop {
             if self.down.finished {
@@ -362,7 +290,8 @@ impl Flow {
                 }
                 continue;
             }
-            match read(Pin::new(&mut *upstream), cx, &mut self.down.large) {
+            let bypass = !self.filters.want_data() && io.socket().is_some();
+            match read(upstream, cx, &mut self.down.large, bypass) {
                 Poll::Ready(Ok(chunk)) => self.answered(chunk)?,
                 Poll::Ready(Err(e)) if e.kind() == io::ErrorKind::ConnectionReset => return Poll::Ready(Err(End::UpstreamReset)),
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Upstream)),
@@ -380,8 +309,8 @@ impl Flow {
     /// delivered.
     pub fn poll<D, U>(&mut self, cx: &mut Context<'_>, io: &mut D, upstream: &mut U, stats: &Stats) -> Poll<End>
     where
-        D: AsyncRead + AsyncWrite + Unpin,
-        U: AsyncRead + AsyncWrite + Unpin,
+        D: AsyncRead + AsyncWrite + Bypass + Unpin,
+        U: AsyncRead + AsyncWrite + Bypass + Unpin,
     {
         loop {
             let up = self.poll_up(cx, io, upstream, stats);
