@@ -11,6 +11,7 @@ mod compile;
 pub mod connection;
 pub mod context;
 mod dns;
+pub mod forward_proxy;
 mod group;
 mod health_check;
 pub mod host;

@@ -8,7 +8,7 @@ use crate::cluster::{Cluster, ClusterCx};
 use crate::shared::Shared;
 use crate::spec::Discovery;
 use crate::timers::{Due, Timers};
-use crate::{dns, health_check};
+use crate::{dns, forward_proxy, health_check};
 use nuncio_core::diag::{At, Report};
 use nuncio_core::registry::{Registry, Server};
 use nuncio_core::views::{ClusterSlots, ClusterView};
@@ -429,6 +429,7 @@ impl ClusterManager {
         let Some(mut starts) = self.started.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return std::future::pending().await;
         };
+        tokio::task::spawn_local(forward_proxy::run(forward_proxy::DnsCaches::of(&self.options.server), Arc::downgrade(&self)));
         let mut timers = Timers::default();
         let mut warming = tokio::time::interval(Duration::from_secs(1));
         warming.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -474,6 +475,7 @@ impl ClusterManager {
                     self.settle_one(cluster);
                 }
             }
+            Discovery::Forward(_) => forward_proxy::sub::start(cluster, self),
             Discovery::Static | Discovery::Eds { .. } | Discovery::Aggregate(_) => {}
         }
         if !cluster.spec.health_checks.is_empty() {

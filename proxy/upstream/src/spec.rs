@@ -1,6 +1,7 @@
 //! The compiled, immutable parts of a cluster. Made by `compile`, read by everything else.
 
 use crate::dns::DnsSpec;
+use crate::forward_proxy::ForwardSpec;
 use crate::health_check::HealthCheckSpec;
 use crate::lb::ring::HashFunction;
 use crate::lb::subset::SubsetSpec;
@@ -25,6 +26,8 @@ pub(crate) enum Discovery {
     },
     Dns(Box<DnsSpec>),
     OriginalDst(Box<OriginalDstSpec>),
+    /// `envoy.clusters.dynamic_forward_proxy`.
+    Forward(ForwardSpec),
     /// Names of the clusters whose hosts these are, in order.
     Aggregate(Box<[Arc<str>]>),
 }

@@ -5,6 +5,7 @@ use crate::breaker::Kind;
 use crate::cluster::Cluster;
 use crate::connection::UpstreamConnection;
 use crate::context::{LbContext, OpenOptions, RoutingPriority};
+use crate::forward_proxy::{self, hosts::Picked};
 use crate::host::{HealthFlags, Host};
 use crate::lb::{Ask, WorkerLb};
 use crate::manager::WorkerFeed;
@@ -92,9 +93,14 @@ impl Upstreams {
     }
     /// Picks a host. None: no healthy host (count `upstream_cx_none_healthy`, done here; answer 503 UH).
     pub fn pick(&self, cluster: &Arc<Cluster>, cx: &LbContext<'_>) -> Option<Arc<Host>> {
-        let host = match cluster.aggregate() {
-            None => self.cluster(cluster).pick(cx),
-            Some(aggregate) => self.pick_member(aggregate, cx),
+        let host = match (cluster.aggregate(), cluster.forward()) {
+            (None, None) => self.cluster(cluster).pick(cx),
+            (Some(aggregate), _) => self.pick_member(aggregate, cx),
+            (None, Some((spec, hosts))) => match forward_proxy::hosts::pick(cluster, spec, hosts, cx) {
+                Some(Picked::Host(host)) => Some(host),
+                Some(Picked::Cluster(sub)) => self.cluster(&sub).pick(cx),
+                None => None,
+            },
         };
         if host.is_none() {
             cluster.stats().traffic.upstream_cx_none_healthy.inc();

@@ -8,6 +8,7 @@ use crate::breaker::{BreakerStats, CircuitBreakers, Kind, Thresholds};
 use crate::compile;
 use crate::context::RoutingPriority;
 use crate::dns::{DnsSpec, DnsState};
+use crate::forward_proxy::{CacheEntry, ForwardSpec, hosts::ForwardHosts};
 use crate::host::{Host, LazyMetadata, millis};
 use crate::lb::subset::Subsets;
 use crate::original_dst::OriginalDstState;
@@ -66,6 +67,7 @@ pub struct Cluster {
     outlier: Option<Box<OutlierState>>,
     dns: Option<Box<Mutex<DnsState>>>,
     original_dst: Option<Box<OriginalDstState>>,
+    forward: Option<Box<ForwardHosts>>,
     aggregate: Option<Box<AggregateState>>,
     this: Weak<Self>,
     /// The first endpoints (or the first answer) are there.
@@ -114,7 +116,7 @@ impl Cluster {
             Discovery::Aggregate(names) => Some(Box::new(AggregateState::new(cx.shared.slots(names), spec.lb.panic_threshold))),
             _ => None,
         };
-        let initialized = matches!(spec.discovery, Discovery::Static | Discovery::OriginalDst(_) | Discovery::Aggregate(_));
+        let initialized = !matches!(spec.discovery, Discovery::Eds { .. } | Discovery::Dns(_));
         let cluster = Arc::new_cyclic(|this| Self {
             this: this.clone(),
             aggregate,
@@ -131,6 +133,7 @@ impl Cluster {
             codec: OnceLock::new(),
             outlier: spec.outlier.as_ref().map(|_| Box::default()),
             dns: matches!(spec.discovery, Discovery::Dns(_)).then(Box::default),
+            forward: matches!(spec.discovery, Discovery::Forward(_)).then(Box::default),
             original_dst: matches!(spec.discovery, Discovery::OriginalDst(_)).then(Box::default),
             initialized: AtomicBool::new(initialized),
             checked: AtomicBool::new(spec.health_checks.is_empty()),
@@ -147,6 +150,9 @@ impl Cluster {
         if matches!(cluster.spec.discovery, Discovery::Static) {
             cluster.count_membership();
             cluster.prepare();
+        }
+        if let Discovery::Forward(ForwardSpec::Cache(cache)) = &cluster.spec.discovery {
+            cache.attach(&cluster);
         }
         Some(cluster)
     }
@@ -301,9 +307,10 @@ impl Cluster {
     }
     /// Hosts of all priorities as they are now, in the order of the assignment.
     pub fn hosts(&self) -> Vec<Arc<Host>> {
-        match &self.original_dst {
-            Some(state) => state.all(),
-            None => self.endpoints.load().hosts().cloned().collect(),
+        match (&self.original_dst, &self.forward) {
+            (Some(state), _) => state.all(),
+            (None, Some(forward)) => forward.all(),
+            (None, None) => self.endpoints.load().hosts().cloned().collect(),
         }
     }
     /// Hosts that a pick may give: its own, or those of the members of an aggregate cluster.
@@ -321,9 +328,10 @@ impl Cluster {
     pub(crate) fn count_hosts(&self, which: impl Fn(&Host) -> bool) -> (usize, usize) {
         let count =
             |hosts: &mut dyn Iterator<Item = &Arc<Host>>| hosts.fold((0, 0), |(meets, all), h| (meets + usize::from(which(h)), all + 1));
-        match &self.original_dst {
-            Some(state) => count(&mut state.all().iter()),
-            None => count(&mut self.endpoints.load().hosts()),
+        match (&self.original_dst, &self.forward) {
+            (Some(state), _) => count(&mut state.all().iter()),
+            (None, Some(forward)) => count(&mut forward.all().iter()),
+            (None, None) => count(&mut self.endpoints.load().hosts()),
         }
     }
     /// Whether it came from CDS.
@@ -348,6 +356,7 @@ impl Cluster {
             Discovery::Dns(dns) if dns.logical => "LOGICAL_DNS",
             Discovery::Dns(_) => "STRICT_DNS",
             Discovery::OriginalDst(_) => "ORIGINAL_DST",
+            Discovery::Forward(_) => "envoy.clusters.dynamic_forward_proxy",
             Discovery::Aggregate(_) => "AGGREGATE",
         }
     }
@@ -377,6 +386,31 @@ impl Cluster {
         match &self.spec.discovery {
             Discovery::Dns(spec) => Some(spec),
             _ => None,
+        }
+    }
+    /// What makes this a dynamic forward proxy, if it is one.
+    pub(crate) fn forward(&self) -> Option<(&ForwardSpec, &ForwardHosts)> {
+        Some((self.forward_spec()?, self.forward.as_deref()?))
+    }
+    pub(crate) fn forward_spec(&self) -> Option<&ForwardSpec> {
+        match &self.spec.discovery {
+            Discovery::Forward(spec) => Some(spec),
+            _ => None,
+        }
+    }
+    /// The dynamic forward proxy's cache knows new addresses of a name. Control thread.
+    pub(crate) fn forward_host(&self, entry: &Arc<CacheEntry>) {
+        if self.forward.as_ref().is_some_and(|f| f.update(entry)) {
+            self.endpoint_stats().counter("membership_change").inc();
+            self.count_membership();
+        }
+    }
+    /// The dynamic forward proxy's cache forgot a name. Control thread.
+    pub(crate) fn forget_forward_host(&self, key: &str) {
+        if self.forward.as_ref().is_some_and(|f| f.forget(key)) {
+            self.endpoint_stats().counter("membership_change").inc();
+            self.count_membership();
+            self.shared.signal();
         }
     }
     pub(crate) fn original_dst(&self) -> Option<&OriginalDstState> {

@@ -35,7 +35,9 @@ impl Cluster {
         match (&self.spec.discovery, &other.spec.discovery) {
             (Discovery::Eds { name: a, source: b }, Discovery::Eds { name: c, source: d }) => a == c && b == d,
             (Discovery::Dns(a), Discovery::Dns(b)) => a.assignment == b.assignment && a.logical == b.logical && a.family == b.family,
-            (Discovery::Static, Discovery::Static) | (Discovery::OriginalDst(_), Discovery::OriginalDst(_)) => true,
+            (Discovery::Static, Discovery::Static)
+            | (Discovery::OriginalDst(_), Discovery::OriginalDst(_))
+            | (Discovery::Forward(_), Discovery::Forward(_)) => true,
             _ => false,
         }
     }
@@ -67,6 +69,11 @@ impl Cluster {
                 }
             }
             Discovery::Aggregate(_) => {}
+            Discovery::Forward(_) => {
+                if let (Some(mine), Some(theirs)) = (&self.forward, &old.forward) {
+                    mine.adopt(theirs);
+                }
+            }
             Discovery::Eds { .. } | Discovery::Dns(_) => {
                 if !old.initialized.load(Ordering::Acquire) {
                     return;
@@ -180,7 +187,8 @@ impl Cluster {
     }
     pub(crate) fn membership(&self) -> Membership {
         let mut m = Membership::default();
-        for host in self.endpoints.load().hosts() {
+        let named = self.forward.as_ref().map(|f| f.all()).unwrap_or_default();
+        for host in self.endpoints.load().hosts().chain(&named) {
             let flags = host.flags();
             m.total += 1;
             m.excluded += usize::from(flags.has(HealthFlags::EXCLUDED));

@@ -60,7 +60,11 @@ pub(super) fn compile(proto: &pb::Cluster, provides: bool, at: &At<'_>, cx: &mut
     let provided = spec.kind == LbKind::ClusterProvided;
     if provided != provides {
         let found = if provided { "CLUSTER_PROVIDED" } else { "another policy" };
-        cx.report.error(&at.field("lb_policy"), found, "ORIGINAL_DST and aggregate clusters use CLUSTER_PROVIDED, and no others do");
+        cx.report.error(
+            &at.field("lb_policy"),
+            found,
+            "ORIGINAL_DST, aggregate and dynamic forward proxy clusters use CLUSTER_PROVIDED, and no others do",
+        );
     }
     (cx.report.errors() == before).then_some(spec)
 }

@@ -12,6 +12,7 @@ pub(crate) use socket::bind;
 
 use crate::cluster::ClusterCx;
 use crate::dns::DnsSpec;
+use crate::forward_proxy;
 use crate::health_check;
 use crate::spec::{Discovery, MetadataPath, OriginalDstSpec, Spec};
 use nuncio_core::HeaderKey;
@@ -19,9 +20,10 @@ use nuncio_core::diag::{At, Report};
 use nuncio_core::registry::FactoryCx;
 use nuncio_proto::Any;
 use nuncio_proto::envoy::config::cluster::v3 as pb;
-use nuncio_proto::envoy::config::core::v3::{ConfigSource, TypedExtensionConfig};
+use nuncio_proto::envoy::config::core::v3::{ConfigSource, TypedExtensionConfig, UpstreamHttpProtocolOptions};
 use nuncio_proto::envoy::extensions::clusters::aggregate::v3::ClusterConfig as AggregateConfig;
 use nuncio_proto::envoy::extensions::clusters::dns::v3::DnsCluster;
+use nuncio_proto::envoy::extensions::clusters::dynamic_forward_proxy::v3::ClusterConfig as ForwardProxyConfig;
 use nuncio_proto::envoy::extensions::clusters::original_dst::v3::OriginalDstCluster;
 use nuncio_proto::envoy::r#type::metadata::v3::{MetadataKey, metadata_key::path_segment::Segment};
 use nuncio_proto::typed::{unpack, unpack_as};
@@ -72,17 +74,50 @@ pub(crate) fn metadata_path(key: &MetadataKey, at: &At<'_>, report: &mut Report)
     MetadataPath { namespace: key.key.as_str().into(), path: path.collect() }
 }
 
+/// `cluster_type.name` of the dynamic forward proxy.
+const FORWARD_PROXY: &str = "envoy.clusters.dynamic_forward_proxy";
+
+/// The configuration of a dynamic forward proxy cluster; none if it is of another type.
+fn forward_proxy_type(proto: &pb::Cluster) -> Option<&Any> {
+    match &proto.cluster_discovery_type {
+        Some(pb::cluster::ClusterDiscoveryType::ClusterType(custom)) if custom.name == FORWARD_PROXY => custom.typed_config.as_ref(),
+        _ => None,
+    }
+}
+
 /// Compiles all but name, stats and endpoints. None if anything was refused.
+#[allow(deprecated)]
 pub(crate) fn spec(proto: &pb::Cluster, at: &At<'_>, cx: &mut ClusterCx<'_>) -> Option<Spec> {
     let before = cx.report.errors();
+    let named;
+    let proto = match forward_proxy_type(proto) {
+        // Who decides on the origin must be sure that it is the origin.
+        Some(_) if proto.upstream_http_protocol_options.is_none() => {
+            let options = UpstreamHttpProtocolOptions { auto_sni: true, auto_san_validation: true, ..Default::default() };
+            named = pb::Cluster { upstream_http_protocol_options: Some(options), ..proto.clone() };
+            &named
+        }
+        _ => proto,
+    };
     if proto.name.is_empty() {
         cx.report.error(&at.field("name"), "empty", "a cluster needs a name");
     }
     account(proto, at, cx.report);
     let discovery = discovery(proto, at, cx);
-    let provides = matches!(discovery, Some(Discovery::OriginalDst(_) | Discovery::Aggregate(_)));
+    let provides = matches!(discovery, Some(Discovery::OriginalDst(_) | Discovery::Aggregate(_) | Discovery::Forward(_)));
     let lb = lb::compile(proto, provides, at, cx);
     let http = http::compile(proto, at, cx);
+    if let Some(any) = forward_proxy_type(proto)
+        && !(http.auto_sni && http.auto_san)
+        && unpack_as::<ForwardProxyConfig>(any).is_ok_and(|c| !c.allow_insecure_cluster_options)
+    {
+        let remedy = "set auto_sni and auto_san_validation, or allow_insecure_cluster_options";
+        cx.report.error(
+            &at.field("typed_extension_protocol_options"),
+            "a dynamic forward proxy without auto_sni and auto_san_validation",
+            remedy,
+        );
+    }
     let transports = socket::transports(proto, at, cx);
     let socket = socket::compile(proto, at, cx);
     let filters = filters(proto, at, cx);
@@ -265,6 +300,16 @@ fn custom_type(proto: &pb::Cluster, custom: &pb::cluster::CustomClusterType, at:
             }
         }
         "envoy.clusters.aggregate" => aggregate(&any, &at.field("typed_config"), cx),
+        FORWARD_PROXY => {
+            let at = at.field("typed_config");
+            match unpack_as::<ForwardProxyConfig>(&any) {
+                Ok(config) => forward_proxy::cluster(proto, &config, &at, cx).map(Discovery::Forward),
+                Err(why) => {
+                    cx.report.error(&at, why, "a ClusterConfig of the dynamic forward proxy");
+                    None
+                }
+            }
+        }
         name => {
             cx.report.unsupported(&at, format_args!("cluster type {name}"));
             None

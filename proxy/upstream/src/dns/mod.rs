@@ -15,7 +15,7 @@ use nuncio_core::views::ClusterView;
 use nuncio_proto::Message;
 use nuncio_proto::envoy::config::cluster::v3 as pb;
 use nuncio_proto::envoy::config::core::v3::address::Address as AddressKind;
-use nuncio_proto::envoy::config::core::v3::{Address as AddressProto, TypedExtensionConfig};
+use nuncio_proto::envoy::config::core::v3::{Address as AddressProto, DnsResolutionConfig, TypedExtensionConfig};
 use nuncio_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use nuncio_proto::envoy::extensions::clusters::common::dns::v3::DnsLookupFamily as TypedFamily;
 use nuncio_proto::envoy::extensions::clusters::dns::v3::DnsCluster;
@@ -36,6 +36,24 @@ pub(crate) enum Family {
     All,
 }
 
+impl Family {
+    /// From `Cluster.DnsLookupFamily`.
+    pub(crate) fn compile(number: i32, at: &At<'_>, report: &mut Report) -> Self {
+        use pb::cluster::DnsLookupFamily as F;
+        match F::try_from(number) {
+            Ok(F::Auto) => Self::Auto,
+            Ok(F::V4Only) => Self::V4Only,
+            Ok(F::V6Only) => Self::V6Only,
+            Ok(F::V4Preferred) => Self::V4Preferred,
+            Ok(F::All) => Self::All,
+            Err(_) => {
+                report.error(at, number.to_string(), "a DnsLookupFamily");
+                Self::Auto
+            }
+        }
+    }
+}
+
 /// Who resolves.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct ResolverSpec {
@@ -51,6 +69,13 @@ pub(crate) struct ResolverSpec {
     edns_payload: Option<u16>,
     /// `getaddrinfo` instead of our own queries.
     system: bool,
+}
+
+impl ResolverSpec {
+    /// The system's servers, over TCP alone if `tcp`.
+    pub(crate) fn over_tcp(tcp: bool) -> Self {
+        Self { tcp, ..Self::default() }
+    }
 }
 
 impl Default for ResolverSpec {
@@ -98,18 +123,7 @@ impl DnsSpec {
     /// From the fields of `Cluster`.
     #[allow(deprecated)]
     pub(crate) fn compile(proto: &pb::Cluster, logical: bool, at: &At<'_>, cx: &mut ClusterCx<'_>) -> Option<Self> {
-        use pb::cluster::DnsLookupFamily as F;
-        let family = match F::try_from(proto.dns_lookup_family) {
-            Ok(F::Auto) => Family::Auto,
-            Ok(F::V4Only) => Family::V4Only,
-            Ok(F::V6Only) => Family::V6Only,
-            Ok(F::V4Preferred) => Family::V4Preferred,
-            Ok(F::All) => Family::All,
-            Err(_) => {
-                cx.report.error(&at.field("dns_lookup_family"), proto.dns_lookup_family.to_string(), "a DnsLookupFamily");
-                Family::Auto
-            }
-        };
+        let family = Family::compile(proto.dns_lookup_family, &at.field("dns_lookup_family"), cx.report);
         let refresh = positive(proto.dns_refresh_rate.as_ref(), Duration::from_secs(5), &at.field("dns_refresh_rate"), cx.report);
         let failure = proto
             .dns_failure_refresh_rate
@@ -117,16 +131,7 @@ impl DnsSpec {
             .and_then(|f| failure(f.base_interval.as_ref(), f.max_interval.as_ref(), &at.field("dns_failure_refresh_rate"), cx.report));
         let resolver = match (&proto.typed_dns_resolver_config, &proto.dns_resolution_config) {
             (Some(config), _) => typed_resolver(config, &at.field("typed_dns_resolver_config"), cx.report),
-            (None, Some(config)) => {
-                let at = at.field("dns_resolution_config");
-                let options = config.dns_resolver_options.unwrap_or_default();
-                ResolverSpec {
-                    servers: servers(&config.resolvers, &at.field("resolvers"), cx.report),
-                    tcp: options.use_tcp_for_dns_lookups,
-                    no_search: options.no_default_search_domain,
-                    ..ResolverSpec::default()
-                }
-            }
+            (None, Some(config)) => old_resolver(config, &at.field("dns_resolution_config"), cx.report),
             (None, None) => ResolverSpec {
                 servers: servers(&proto.dns_resolvers, &at.field("dns_resolvers"), cx.report),
                 tcp: proto.use_tcp_for_dns_lookups,
@@ -233,7 +238,8 @@ fn target(address: Option<&AddressProto>, at: &At<'_>, report: &mut Report) -> O
     Some(Target { name: socket.address.as_str().into(), port })
 }
 
-fn failure(
+/// `RefreshRate`: base and maximum.
+pub(crate) fn failure(
     base: Option<&nuncio_proto::Duration>,
     max: Option<&nuncio_proto::Duration>,
     at: &At<'_>,
@@ -266,7 +272,19 @@ fn servers(protos: &[AddressProto], at: &At<'_>, report: &mut Report) -> Vec<Soc
     protos.iter().enumerate().filter_map(one).collect()
 }
 
-fn typed_resolver(config: &TypedExtensionConfig, at: &At<'_>, report: &mut Report) -> ResolverSpec {
+/// `DnsResolutionConfig`.
+pub(crate) fn old_resolver(config: &DnsResolutionConfig, at: &At<'_>, report: &mut Report) -> ResolverSpec {
+    let options = config.dns_resolver_options.unwrap_or_default();
+    ResolverSpec {
+        servers: servers(&config.resolvers, &at.field("resolvers"), report),
+        tcp: options.use_tcp_for_dns_lookups,
+        no_search: options.no_default_search_domain,
+        ..ResolverSpec::default()
+    }
+}
+
+/// `typed_dns_resolver_config`.
+pub(crate) fn typed_resolver(config: &TypedExtensionConfig, at: &At<'_>, report: &mut Report) -> ResolverSpec {
     let Some(typed) = extension(config, at, report) else { return ResolverSpec::default() };
     let at = at.field("typed_config");
     match typed.name.as_str() {
