@@ -1,10 +1,11 @@
-//! Generates Rust types for the protobuf messages that Nuncio compiles, from the embedded descriptors.
-//! The roots below name what the proxy reads; whatever they import comes with them.
-#![allow(clippy::expect_used)] // A build script can only stop.
+//! Generates Rust types for the protobuf messages that Nuncio compiles: from the descriptors of Envoy and Istio, and from our own
+//! `.proto` files under `nuncio/`. The roots below name what the proxy reads; whatever they import comes with them. Both sets of
+//! descriptors together are what JSON is read and written by.
+#![allow(clippy::expect_used, clippy::panic)] // A build script can only stop.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
-use std::path::PathBuf;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
 
 use prost::Message;
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
@@ -111,6 +112,7 @@ const ROOTS: &[&str] = &[
     "xds/type/",
     "xds/core/v3/",
     "google/rpc/status.proto",
+    "nuncio/",
 ];
 
 fn closure(set: FileDescriptorSet) -> FileDescriptorSet {
@@ -132,14 +134,51 @@ fn closure(set: FileDescriptorSet) -> FileDescriptorSet {
     FileDescriptorSet { file: set.file.into_iter().filter(|f| wanted.contains(f.name())).collect() }
 }
 
+/// The descriptors of the files under `nuncio/`, which may import any of `known`.
+fn compile_own(known: &[u8]) -> Vec<u8> {
+    use protox::file::{ChainFileResolver, DescriptorSetFileResolver, GoogleFileResolver, IncludeFileResolver};
+    let mut resolver = ChainFileResolver::new();
+    resolver.add(IncludeFileResolver::new(PathBuf::from(".")));
+    resolver.add(DescriptorSetFileResolver::decode(known).expect("read descriptors"));
+    resolver.add(GoogleFileResolver::new());
+    let mut compiler = protox::Compiler::with_file_resolver(resolver);
+    let mut files = Vec::new();
+    find(Path::new("nuncio"), &mut files);
+    files.sort();
+    for file in files {
+        if let Err(e) = compiler.open_file(&file) {
+            panic!("{}: {e:?}", file.display());
+        }
+    }
+    compiler.encode_file_descriptor_set()
+}
+
+fn find(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("read folder of .proto files") {
+        let path = entry.expect("read folder of .proto files").path();
+        if path.is_dir() {
+            find(&path, files);
+        } else if path.extension().is_some_and(|e| e == "proto") {
+            files.push(path);
+        }
+    }
+}
+
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=xds-descriptors.binpb.gz");
+    println!("cargo:rerun-if-changed=nuncio");
     let packed = std::fs::read("xds-descriptors.binpb.gz").expect("read descriptors");
     let mut raw = Vec::new();
     flate2::read::GzDecoder::new(packed.as_slice()).read_to_end(&mut raw).expect("unpack descriptors");
-    let set = closure(FileDescriptorSet::decode(raw.as_slice()).expect("decode descriptors"));
+    // Sets of descriptors are joined by laying their bytes end to end; options that prost does not know survive that.
+    let own = compile_own(&raw);
+    raw.extend_from_slice(&own);
     let out = PathBuf::from(std::env::var("OUT_DIR").expect("OUT_DIR"));
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    packed.write_all(&raw).expect("pack descriptors");
+    std::fs::write(out.join("descriptors.binpb.gz"), packed.finish().expect("pack descriptors")).expect("write descriptors");
+    let set = closure(FileDescriptorSet::decode(raw.as_slice()).expect("decode descriptors"));
     let mut config = prost_build::Config::new();
     config
         .btree_map(["."])

@@ -9,7 +9,7 @@ use std::{
 
 use super::wire::{Fields, Raw};
 
-static PACKED: &[u8] = include_bytes!("../../xds-descriptors.binpb.gz");
+static PACKED: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.binpb.gz"));
 static CACHE: Mutex<Weak<Descriptors>> = Mutex::new(Weak::new());
 
 /// `udpa.annotations.sensitive`, an extension of FieldOptions.
