@@ -10,6 +10,7 @@ pub mod grpc_stats;
 pub mod grpc_web;
 pub mod header_mutation;
 pub mod health_check;
+pub mod jwt_authn;
 pub mod local_ratelimit;
 pub mod rate_limit;
 pub mod rbac;
@@ -18,6 +19,7 @@ pub mod set_metadata;
 pub mod stateful_session;
 
 mod config;
+mod watched;
 
 use nuncio_core::registry::Registry;
 
@@ -32,6 +34,7 @@ pub fn register(registry: &mut Registry) {
     registry.http.push(Box::new(grpc_web::Factory));
     registry.http.push(Box::new(header_mutation::Factory));
     registry.http.push(Box::new(health_check::Factory));
+    registry.http.push(Box::new(jwt_authn::Factory));
     registry.http.push(Box::new(local_ratelimit::Factory));
     registry.http.push(Box::new(rbac::HttpFactory));
     registry.http.push(Box::new(set_filter_state::Factory));

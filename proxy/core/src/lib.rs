@@ -5,6 +5,7 @@
 //! request objects (`Exchange`, `Body`) belong to one worker and are not `Send`.
 
 pub mod addr;
+pub mod background;
 pub mod body;
 pub mod bytestr;
 pub mod diag;

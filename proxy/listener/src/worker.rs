@@ -68,7 +68,7 @@ impl Workers {
 }
 
 /// Starts `n` worker threads (`wrk:worker_0`, ...). `setup` runs first on each, inside its runtime and `LocalSet`, with its index:
-/// thread locals such as `Upstreams` are installed there. Errors: a thread or a runtime could not be made.
+/// thread locals such as `Upstreams` are installed there. Background work of configuration goes to the first. Errors: a thread or a runtime could not be made.
 pub fn spawn_workers(n: usize, setup: impl Fn(usize) + Send + Clone + 'static) -> io::Result<Workers> {
     let (mut handles, mut threads) = (Vec::new(), Vec::new());
     for index in 0..n {
@@ -86,6 +86,9 @@ pub fn spawn_workers(n: usize, setup: impl Fn(usize) + Send + Clone + 'static) -
         };
         threads.push(std::thread::Builder::new().name(format!("wrk:worker_{index}")).spawn(run)?);
         handles.push(WorkerHandle { index, tx });
+    }
+    if let Some(first) = handles.first().cloned() {
+        nuncio_core::background::install(move |work| first.run(work));
     }
     Ok(Workers { handles: handles.into(), threads: Arc::new(Mutex::new(threads)) })
 }
