@@ -3,9 +3,11 @@
 //!
 //! Rules, as istiod and Envoy expect them: the first request of a wildcard type subscribes to nothing; an acknowledgement
 //! carries the nonce and no subscription change, a subscription change carries no nonce; a new stream starts with every name
-//! and the versions held; a refused resource is not recorded as held at the version that was refused.
+//! and the versions held; a refused resource is not recorded as held at the version that was refused. Virtual hosts are subscribed
+//! to by the name of their route table, whose resources are `<table>/<anything>`, and on demand as `<table>/<host>`, which the
+//! answer names among its aliases.
 
-use crate::resource::{Receipt, Refused, Resource, Update, error_detail};
+use crate::resource::{Receipt, Refused, Resource, Update, error_detail, types};
 use bytes::Bytes;
 use nuncio_proto::envoy::config::core::v3::Node;
 use nuncio_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
@@ -55,7 +57,11 @@ impl DeltaSession {
     }
     /// Subscribes to every resource of a type.
     pub fn subscribe_all(&mut self, type_url: &str) {
-        self.state(type_url).wildcard = true;
+        let state = self.state(type_url);
+        if !std::mem::replace(&mut state.wildcard, true) && state.started {
+            state.removed.remove("*");
+            state.added.insert("*".into());
+        }
     }
     /// Subscribes to `names`. Names already subscribed to are left alone.
     pub fn subscribe<I: IntoIterator<Item = Arc<str>>>(&mut self, type_url: &str, names: I) {
@@ -72,8 +78,18 @@ impl DeltaSession {
     pub fn unsubscribe<I: IntoIterator<Item = Arc<str>>>(&mut self, type_url: &str, names: I) {
         let state = self.state(type_url);
         for name in names {
+            if *name == *"*" && std::mem::take(&mut state.wildcard) {
+                state.held.retain(|held, _| state.names.contains(held));
+                if state.started {
+                    state.removed.insert(name);
+                }
+                continue;
+            }
             if state.names.remove(&name) {
                 state.held.remove(&name);
+                if state.has_spaces() {
+                    state.held.retain(|held, _| !in_space(held, &name));
+                }
                 if !state.added.remove(&name) || state.started {
                     state.removed.insert(name);
                 }
@@ -100,7 +116,8 @@ impl DeltaSession {
     /// Takes a response. None if nobody subscribed to its type: it is neither used nor acknowledged, as in Envoy.
     pub fn on_response(&mut self, response: DeltaDiscoveryResponse) -> Option<(Update, Receipt)> {
         let stream = self.stream;
-        let state = self.types.iter().find(|s| *s.type_url == *response.type_url)?;
+        let state = self.types.iter_mut().find(|s| *s.type_url == *response.type_url)?;
+        let mut answered: Vec<Arc<str>> = Vec::new();
         let mut update = Update {
             type_url: state.type_url.clone(),
             version: response.system_version_info.into(),
@@ -114,9 +131,13 @@ impl DeltaSession {
             let name: Arc<str> = match state.names.get(resource.name.as_str()) {
                 Some(known) => known.clone(),
                 // Left over from a subscription that was given up in the meantime.
-                None if !state.wildcard => continue,
+                None if !state.accepts(&resource.name) => continue,
                 None => resource.name.into(),
             };
+            if state.has_spaces() {
+                answered.push(name.clone());
+                answered.extend(resource.aliases.into_iter().map(Arc::from));
+            }
             if !seen.insert(name.clone()) {
                 update.resources.retain(|r| r.name != name);
                 versions.retain(|(n, _)| *n != name);
@@ -138,18 +159,27 @@ impl DeltaSession {
                 }
                 // A heartbeat: keeps a resource with a TTL alive. TTLs are ignored, so there is nothing to do.
                 None if resource.ttl.is_some() || state.held.get(&name) == Some(&last_version) => {}
+                // Nobody has the virtual host that was asked for.
+                None if state.has_spaces() => {}
                 None => update.refused.push(Refused { name, reason: "no resource in the response".into() }),
             }
         }
         for name in response.removed_resources {
             match state.names.get(name.as_str()) {
                 Some(known) => update.removed.push(known.clone()),
-                None if state.wildcard => update.removed.push(name.into()),
+                None if state.accepts(&name) => update.removed.push(name.into()),
                 None => {}
             }
         }
         // A name both sent and removed exists.
         update.removed.retain(|name| !seen.contains(name));
+        // What was asked for on demand was asked once.
+        for name in answered.iter().chain(&update.removed).filter(|name| state.is_demand(name)).cloned().collect::<Vec<_>>() {
+            state.names.remove(&name);
+            state.added.remove(&name);
+        }
+        answered.extend(update.removed.iter().filter(|_| state.has_spaces()).cloned());
+        update.answered = answered;
         for error in response.resource_errors {
             update.server_errors.push(Refused {
                 name: error.resource_name.map(|n| n.name).unwrap_or_default().into(),
@@ -175,7 +205,7 @@ impl DeltaSession {
         let bad: HashSet<&str> = all.iter().map(|r| r.name.as_ref()).collect();
         for (name, version) in receipt.versions {
             // The name may have been unsubscribed from while the update was applied.
-            if !bad.contains(name.as_ref()) && (state.wildcard || state.names.contains(&name)) {
+            if !bad.contains(name.as_ref()) && (state.names.contains(&name) || state.accepts(&name)) {
                 state.held.insert(name, version);
             }
         }
@@ -236,6 +266,12 @@ impl DeltaSession {
         } else {
             state.started = true;
             request.resource_names_subscribe = state.names.iter().map(|n| n.to_string()).collect();
+            if state.has_spaces() {
+                // The server knows from no name of a table which of its virtual hosts are there.
+                let held = state.held.keys().filter(|n| !state.names.contains(*n));
+                request.resource_names_subscribe.extend(held.map(|n| n.to_string()));
+                request.resource_names_subscribe.sort();
+            }
             // Only an empty list means everything by itself.
             if state.wildcard && !state.names.is_empty() {
                 request.resource_names_subscribe.insert(0, "*".to_string());
@@ -248,7 +284,24 @@ impl DeltaSession {
     }
 }
 
+/// Whether `name` is `<space>/<anything>`.
+fn in_space(name: &str, space: &str) -> bool {
+    name.strip_prefix(space).is_some_and(|rest| rest.starts_with('/'))
+}
+
 impl TypeState {
+    /// Whether a subscription is to everything below a name.
+    fn has_spaces(&self) -> bool {
+        *self.type_url == *types::VIRTUAL_HOST
+    }
+    /// Whether a resource that is not subscribed to by its name is wanted all the same.
+    fn accepts(&self, name: &str) -> bool {
+        self.wildcard || (self.has_spaces() && self.names.iter().any(|space| in_space(name, space)))
+    }
+    /// Whether `name` lies in a space that is subscribed to and was asked for by itself.
+    fn is_demand(&self, name: &Arc<str>) -> bool {
+        self.names.contains(name) && self.names.iter().any(|space| in_space(name, space))
+    }
     fn has_change(&self) -> bool {
         if self.started { !self.added.is_empty() || !self.removed.is_empty() } else { self.wildcard || !self.names.is_empty() }
     }

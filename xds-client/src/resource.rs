@@ -45,6 +45,8 @@ pub struct Update {
     pub resources: Vec<Resource>,
     /// Names that no longer exist. In state of the world, computed for wildcard types only.
     pub removed: Vec<Arc<str>>,
+    /// Names and aliases that the response speaks of, whether there is a resource or not; of virtual hosts only.
+    pub answered: Vec<Arc<str>>,
     /// Resources that the session itself could not read; they are part of the NACK already.
     pub refused: Vec<Refused>,
     /// Errors that the server reported for single resources (`resource_errors`); informational.

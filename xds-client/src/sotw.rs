@@ -68,6 +68,11 @@ impl SotwSession {
     pub fn unsubscribe<I: IntoIterator<Item = Arc<str>>>(&mut self, type_url: &str, names: I) {
         let state = self.state(type_url);
         for name in names {
+            if *name == *"*" {
+                state.wildcard = false;
+                state.held.clear();
+                continue;
+            }
             state.due |= state.names.remove(&name) && state.started;
         }
     }

@@ -82,6 +82,7 @@ pub fn service_method(type_url: &str, delta: bool) -> Option<&'static str> {
         (types::ROUTE, false) => "/envoy.service.route.v3.RouteDiscoveryService/StreamRoutes",
         (types::SCOPED_ROUTE, true) => "/envoy.service.route.v3.ScopedRoutesDiscoveryService/DeltaScopedRoutes",
         (types::SCOPED_ROUTE, false) => "/envoy.service.route.v3.ScopedRoutesDiscoveryService/StreamScopedRoutes",
+        (types::VIRTUAL_HOST, true) => "/envoy.service.route.v3.VirtualHostDiscoveryService/DeltaVirtualHosts",
         (types::SECRET, true) => "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets",
         (types::SECRET, false) => "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
         (types::EXTENSION, true) => "/envoy.service.extension.v3.ExtensionConfigDiscoveryService/DeltaExtensionConfigs",

@@ -307,3 +307,51 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn virtual_hosts_come_below_the_name_of_their_table_and_on_demand_by_alias() {
+    let mut s = session();
+    s.subscribe(types::VIRTUAL_HOST, names(&["table"]));
+    s.connected();
+    assert_eq!(drain(&mut s)[0].resource_names_subscribe, ["table"]);
+    accept(&mut s, response(types::VIRTUAL_HOST, "1", vec![resource(types::VIRTUAL_HOST, "table/a", "v1")]));
+    drain(&mut s);
+    s.subscribe(types::VIRTUAL_HOST, names(&["table/b.com", "table/c.com"]));
+    assert_eq!(drain(&mut s)[0].resource_names_subscribe, ["table/b.com", "table/c.com"]);
+    let found = Resource { aliases: vec!["table/b.com".into()], ..resource(types::VIRTUAL_HOST, "table/b", "v1") };
+    let missing = Resource {
+        name: "table/c.com".into(),
+        aliases: vec!["table/c.com".into()],
+        resource: None,
+        ..resource(types::VIRTUAL_HOST, "table/c.com", "")
+    };
+    let (update, receipt) =
+        s.on_response(response(types::VIRTUAL_HOST, "2", vec![found, missing, resource(types::VIRTUAL_HOST, "other/x", "v1")])).unwrap();
+    assert_eq!(update.resources.iter().map(|r| r.name.as_ref()).collect::<Vec<_>>(), ["table/b"]);
+    assert!(update.refused.is_empty());
+    for name in ["table/b", "table/b.com", "table/c.com"] {
+        assert!(update.answered.iter().any(|n| **n == *name), "{name}");
+    }
+    s.finish(receipt, Vec::new());
+    drain(&mut s);
+    // A new stream asks for the table and what is held of it, not again for what was asked for on demand.
+    s.disconnected();
+    s.connected();
+    let again = drain(&mut s).remove(0);
+    assert_eq!(again.resource_names_subscribe, ["table", "table/a", "table/b"]);
+    assert_eq!(again.initial_resource_versions.len(), 2);
+    s.unsubscribe(types::VIRTUAL_HOST, names(&["table"]));
+    assert_eq!(drain(&mut s)[0].resource_names_unsubscribe, ["table"]);
+}
+
+#[test]
+fn everything_can_be_given_up_and_asked_for_again() {
+    let mut s = session();
+    s.subscribe_all(types::SCOPED_ROUTE);
+    s.connected();
+    drain(&mut s);
+    s.unsubscribe(types::SCOPED_ROUTE, names(&["*"]));
+    assert_eq!(drain(&mut s)[0].resource_names_unsubscribe, ["*"]);
+    s.subscribe_all(types::SCOPED_ROUTE);
+    assert_eq!(drain(&mut s)[0].resource_names_subscribe, ["*"]);
+}
