@@ -2,6 +2,7 @@
 //! (counters, health, outlier state) is in its [`HostState`], which hosts of the same address share from update to update.
 //! Described on the control thread, counted and flagged on every worker.
 
+use crate::orca::OrcaHost;
 use crate::outlier::HostMonitor;
 use nuncio_core::Address;
 use nuncio_core::views::HostView;
@@ -108,6 +109,7 @@ pub struct HostState {
     /// Milliseconds since [`epoch`] plus one at which the host became healthy (slow start); 0 for never.
     healthy_since: AtomicU64,
     pub(crate) monitor: OnceLock<Box<HostMonitor>>,
+    orca: OnceLock<Box<OrcaHost>>,
 }
 
 /// The moment that host times are counted from.
@@ -119,6 +121,21 @@ pub(crate) fn epoch() -> Instant {
 /// Milliseconds from [`epoch`] to `now`.
 pub(crate) fn millis(now: Instant) -> u64 {
     u64::try_from(now.saturating_duration_since(epoch()).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// [`millis`] of this moment, for balancing: tests say what time it is.
+pub(crate) fn clock() -> u64 {
+    #[cfg(test)]
+    if let Some(at) = TEST_CLOCK.get() {
+        return at;
+    }
+    millis(Instant::now())
+}
+
+#[cfg(test)]
+thread_local! {
+    /// The time on this thread, if a test stopped it.
+    pub(crate) static TEST_CLOCK: std::cell::Cell<Option<u64>> = const { std::cell::Cell::new(None) };
 }
 
 impl HostState {
@@ -135,6 +152,7 @@ impl HostState {
             used: AtomicBool::new(true),
             healthy_since: AtomicU64::new(0),
             monitor: OnceLock::new(),
+            orca: OnceLock::new(),
         })
     }
     /// The flags that are set now.
@@ -152,6 +170,10 @@ impl HostState {
     /// Health as load balancing sees it.
     pub fn health(&self) -> Health {
         self.flags().coarse()
+    }
+    /// Load reports; made on first use, by clusters that weigh by them.
+    pub(crate) fn orca(&self) -> &OrcaHost {
+        self.orca.get_or_init(Box::default)
     }
     /// Whether the host left its cluster; its connections drain.
     pub fn is_removed(&self) -> bool {
@@ -246,9 +268,9 @@ impl Host {
     pub fn state(&self) -> &Arc<HostState> {
         &self.state
     }
-    /// `load_balancing_weight`.
+    /// `load_balancing_weight`, or what the host's load reports make of it; at least 1.
     pub fn weight(&self) -> u32 {
-        self.weight
+        self.state.orca.get().map_or(self.weight, |orca| orca.weight())
     }
     /// `LocalityLbEndpoints.priority`.
     pub fn priority(&self) -> u32 {

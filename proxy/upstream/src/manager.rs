@@ -144,7 +144,6 @@ impl ClusterManager {
     /// A manager without clusters. Findings about `bootstrap` go to `report`.
     pub fn new(options: ManagerOptions, report: &mut Report) -> Arc<Self> {
         let shared = Arc::new(Shared::new(&options.bootstrap, report));
-        shared.set_slots(&options.slots);
         let scope = options.server.stats.root().scope("cluster_manager.");
         let stats = Stats {
             added: scope.counter("cluster_added"),
@@ -442,6 +441,7 @@ impl ClusterManager {
                 () = timers.next() => timers.fire(Instant::now(), |cluster, due, now| match due {
                     Due::Outlier => cluster.outlier_tick(now),
                     Due::Cleanup => cluster.cleanup(),
+                    Due::Weights => cluster.update_orca_weights(now),
                 }),
                 _ = warming.tick() => {
                     let now = Instant::now();
@@ -462,6 +462,9 @@ impl ClusterManager {
         let now = Instant::now();
         if let Some(interval) = cluster.outlier_interval() {
             timers.add(cluster, Due::Outlier, interval, now);
+        }
+        if let Some(orca) = &cluster.spec.lb.orca {
+            timers.add(cluster, Due::Weights, orca.update, now);
         }
         match &cluster.spec.discovery {
             Discovery::OriginalDst(spec) => timers.add(cluster, Due::Cleanup, spec.cleanup_interval, now),

@@ -8,13 +8,12 @@ use crate::spec::{BindSpec, HttpSpec};
 use crate::view::View;
 use arc_swap::ArcSwapOption;
 use nuncio_core::diag::{At, Report};
-use nuncio_core::views::{ClusterSlot, ClusterSlots};
 use nuncio_proto::envoy::config::bootstrap::v3::ClusterManager as ClusterManagerProto;
 use nuncio_proto::envoy::config::core::v3::ConfigSource;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio::sync::watch;
 
 /// What clusters share. One per process; tests make their own.
@@ -25,8 +24,6 @@ pub struct Shared {
     binds: Mutex<Vec<Weak<BindSpec>>>,
     default_bind: Option<Arc<BindSpec>>,
     local_name: Box<str>,
-    /// Where aggregate clusters find their members; set by the manager.
-    slots: OnceLock<Arc<ClusterSlots>>,
     local: ArcSwapOption<View>,
     local_epoch: AtomicU64,
     pub(crate) dns: Arc<DnsService>,
@@ -67,7 +64,6 @@ impl Shared {
             sources: Mutex::default(),
             binds: Mutex::default(),
             default_bind,
-            slots: OnceLock::new(),
             local_name: proto.local_cluster_name.as_str().into(),
             local: ArcSwapOption::empty(),
             local_epoch: AtomicU64::new(0),
@@ -75,15 +71,6 @@ impl Shared {
             event_log,
             changes: watch::Sender::new(0),
         }
-    }
-    /// Says where clusters are by name. Once, by the manager.
-    pub(crate) fn set_slots(&self, slots: &Arc<ClusterSlots>) {
-        let _ = self.slots.set(slots.clone());
-    }
-    /// The slots of `names`; none without a manager.
-    pub(crate) fn slots(&self, names: &[Arc<str>]) -> Box<[Arc<ClusterSlot>]> {
-        let Some(slots) = self.slots.get() else { return Box::default() };
-        names.iter().map(|name| slots.slot(name)).collect()
     }
     /// The compiled options for `key`, if a living cluster has them.
     pub(crate) fn http_spec(&self, key: &[u8]) -> Option<Arc<HttpSpec>> {

@@ -5,6 +5,7 @@ use crate::forward_proxy::ForwardSpec;
 use crate::health_check::HealthCheckSpec;
 use crate::lb::ring::HashFunction;
 use crate::lb::subset::SubsetSpec;
+use crate::orca::OrcaSpec;
 use crate::outlier::OutlierSpec;
 use nuncio_core::HeaderKey;
 use nuncio_core::network::NetworkFilterConfig;
@@ -149,6 +150,8 @@ pub(crate) struct LbSpec {
     pub overrides: Box<[OverrideSource]>,
     /// `override_host_status` as bits of [`HealthStatus`](nuncio_proto::envoy::config::core::v3::HealthStatus).
     pub override_status: u8,
+    /// Weights are the hosts' own (`client_side_weighted_round_robin`).
+    pub orca: Option<Box<OrcaSpec>>,
     /// `lb_subset_config`, or the subset policy; what is above is the policy in each subset.
     pub subsets: Option<Box<SubsetSpec>>,
     /// This is the local cluster, whose localities others look at.

@@ -5,6 +5,7 @@ use crate::breaker::Kind;
 use crate::cluster::Cluster;
 use crate::context::RoutingPriority;
 use crate::host::Host;
+use crate::orca;
 use crate::pool::io::{Meta, PoolIo};
 use crate::pool::{Facts, H2Conn, Lease, Pool};
 use bytes::Bytes;
@@ -33,6 +34,8 @@ pub struct UpstreamStream {
     host: Arc<Host>,
     counted: Counted,
     reused: bool,
+    /// A load report is still to come: the cluster weighs by them, and the response had none so far.
+    report_due: bool,
 }
 
 /// A request in the counters, from its begin on a connection to its end.
@@ -114,7 +117,15 @@ impl UpstreamStream {
                 }
             }
         };
-        Ok(Self { stream: Some(stream), conn: Some(conn), pool: pool.clone(), host: host.clone(), counted, reused })
+        Ok(Self {
+            stream: Some(stream),
+            conn: Some(conn),
+            pool: pool.clone(),
+            host: host.clone(),
+            counted,
+            reused,
+            report_due: pool.cluster.spec.lb.orca.is_some(),
+        })
     }
     /// The host that was connected to.
     pub fn host(&self) -> &Arc<Host> {
@@ -148,16 +159,26 @@ impl UpstreamStream {
     /// The response head; 1xx heads (but not 101) come first, each once.
     pub fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, StreamError>> {
         let result = self.with(|s| s.poll_response(cx)).unwrap_or(Poll::Ready(Err(over())));
-        if let Poll::Ready(Err(error)) = &result {
-            self.note(error);
+        match &result {
+            Poll::Ready(Err(error)) => self.note(error),
+            Poll::Ready(Ok(head)) if self.report_due && !head.status.is_informational() => self.take_report(&head.headers),
+            _ => {}
         }
         result
+    }
+    /// Passes a load report on to the host's weight.
+    fn take_report(&mut self, headers: &Headers) {
+        if let Some(spec) = &self.pool.cluster.spec.lb.orca {
+            self.report_due = !orca::take_report(spec, &self.host, headers);
+        }
     }
     /// The next body frame; `None` at the end.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
         let result = self.with(|s| s.poll_frame(cx)).unwrap_or(Poll::Ready(None));
-        if let Poll::Ready(Some(Err(error))) = &result {
-            self.note(error);
+        match &result {
+            Poll::Ready(Some(Err(error))) => self.note(error),
+            Poll::Ready(Some(Ok(Frame::Trailers(trailers)))) if self.report_due => self.take_report(trailers),
+            _ => {}
         }
         result
     }

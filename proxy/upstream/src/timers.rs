@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 pub(crate) enum Due {
     /// `OutlierDetection.interval`.
     Outlier,
+    /// `weight_update_period` of client_side_weighted_round_robin.
+    Weights,
     /// ORIGINAL_DST `cleanup_interval`.
     Cleanup,
 }

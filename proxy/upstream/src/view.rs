@@ -124,7 +124,7 @@ pub(crate) struct HostList {
 
 impl HostList {
     fn new(hosts: Vec<Arc<Host>>) -> Self {
-        let equal = hosts.windows(2).all(|w| matches!(w, [a, b] if a.weight == b.weight));
+        let equal = hosts.windows(2).all(|w| matches!(w, [a, b] if a.weight() == b.weight()));
         Self { hosts: hosts.into_boxed_slice(), equal }
     }
     fn same_as(&self, other: &Self) -> bool {
@@ -269,15 +269,15 @@ impl SetView {
                 if flags.has(HealthFlags::EXCLUDED) {
                     out += 1;
                 } else {
-                    weights.2 += u64::from(host.weight);
+                    weights.2 += u64::from(host.weight());
                 }
                 match flags.coarse() {
                     Health::Healthy => {
-                        weights.0 += u64::from(host.weight);
+                        weights.0 += u64::from(host.weight());
                         good.push(host.clone());
                     }
                     Health::Degraded => {
-                        weights.1 += u64::from(host.weight);
+                        weights.1 += u64::from(host.weight());
                         low.push(host.clone());
                     }
                     Health::Unhealthy => {}
@@ -334,8 +334,8 @@ impl Table {
         let mut hosts: Vec<(Arc<Host>, f64)> = Vec::new();
         let mut add = |list: &mut dyn Iterator<Item = &Arc<Host>>, share: f64| {
             let list: Vec<_> = list.collect();
-            let sum: u64 = list.iter().map(|h| u64::from(h.weight)).sum();
-            hosts.extend(list.into_iter().map(|h| (h.clone(), f64::from(h.weight) * share / sum as f64)));
+            let sum: u64 = list.iter().map(|h| u64::from(h.weight())).sum();
+            hosts.extend(list.into_iter().map(|h| (h.clone(), f64::from(h.weight()) * share / sum as f64)));
         };
         let total: u64 = set.localities.iter().map(|l| u64::from(l.weight)).sum();
         if lb.locality == LocalityMode::Weighted && total > 0 {

@@ -64,7 +64,7 @@ def setups():
         {"keys": ["v"], "single_host_per_subset": True}]}, ("/v1", "/v2"))
     for threshold in (0, 50):
         one(f"unhealthy-{threshold}", hosts(a={"health_status": "UNHEALTHY"}, b={"health_status": "UNHEALTHY"}, c={"health_status": "DEGRADED"}), {
-            "lb_subset_config": {"fallback_policy": "ANY_ENDPOINT", "subset_selectors": SELECTORS}, "common_lb_config": {"healthy_panic_threshold": {"value": threshold}}}, ("/v1", "/v1x", "/v2", "/v9"))
+            "lb_subset_config": {"fallback_policy": "ANY_ENDPOINT", "subset_selectors": SELECTORS}, "common_lb_config": {"healthy_panic_threshold": {"value": threshold}}}, ("/v1", "/v1x", "/v2", "/v9"), shape=names, count=40)
     lists = [route("/first", meta([{"v": "9"}, {"v": "2"}])), route("/none", meta([{"v": "9"}, {"v": "8"}])), route("/empty-list", meta([], v="1")), route("/merge", meta([{"s": "z"}, {"s": "y"}], v="1")),
              route("/instead", meta([{"v": "2"}, {}], v="1")), route("/itself", meta([{"v": "9"}, {}], v="1")), route("/plain", meta(v="1")), route("/", to("a"))]
     for kind in ("FALLBACK_LIST", "METADATA_NO_FALLBACK"):

@@ -113,7 +113,10 @@ impl Cluster {
         let name: Arc<str> = proto.name.as_str().into();
         let observability_name = if proto.alt_stat_name.is_empty() { name.clone() } else { proto.alt_stat_name.as_str().into() };
         let aggregate = match &spec.discovery {
-            Discovery::Aggregate(names) => Some(Box::new(AggregateState::new(cx.shared.slots(names), spec.lb.panic_threshold))),
+            Discovery::Aggregate(names) => {
+                let slots = names.iter().map(|name| cx.server.clusters.slot(name)).collect();
+                Some(Box::new(AggregateState::new(slots, spec.lb.panic_threshold)))
+            }
             _ => None,
         };
         let initialized = !matches!(spec.discovery, Discovery::Eds { .. } | Discovery::Dns(_));
@@ -148,6 +151,7 @@ impl Cluster {
             observability_name,
         });
         if matches!(cluster.spec.discovery, Discovery::Static) {
+            cluster.update_orca_weights(Instant::now());
             cluster.count_membership();
             cluster.prepare();
         }
@@ -216,15 +220,16 @@ impl Cluster {
         drop(building);
         view
     }
-    /// `lb_subsets_*`, once per change and not once per worker as in Envoy.
+    /// `lb_subsets_*`. Envoy has every subset once per worker and once on its main thread, and counts them so.
     fn count_subsets(&self, subsets: &Subsets) {
         if self.is_retired() {
             return;
         }
         let stats = &self.stats().lb;
-        stats.lb_subsets_created.add(subsets.created as u64);
-        stats.lb_subsets_removed.add(subsets.removed as u64);
-        stats.lb_subsets_active.add(subsets.created as i64 - subsets.removed as i64);
+        let times = self.server.concurrency + 1;
+        stats.lb_subsets_created.add((subsets.created * times) as u64);
+        stats.lb_subsets_removed.add((subsets.removed * times) as u64);
+        stats.lb_subsets_active.add((subsets.created * times) as i64 - (subsets.removed * times) as i64);
         let gauge = self.endpoint_stats().gauge("lb_subsets_single_host_per_subset_duplicate");
         gauge.set(i64::try_from(subsets.duplicates).unwrap_or(i64::MAX));
     }
@@ -416,6 +421,15 @@ impl Cluster {
     pub(crate) fn original_dst(&self) -> Option<&OriginalDstState> {
         self.original_dst.as_deref()
     }
+    /// Hosts as the last update has them.
+    pub(crate) fn endpoints(&self) -> Arc<Endpoints> {
+        self.endpoints.load_full()
+    }
+    /// Weights of hosts changed, and nothing else.
+    pub(crate) fn weights_changed(&self) {
+        self.bump();
+        self.prepare();
+    }
     /// Members, if this is an aggregate cluster.
     pub(crate) fn aggregate(&self) -> Option<&AggregateState> {
         self.aggregate.as_deref()
@@ -459,6 +473,9 @@ impl Cluster {
                     rx_messaging_error: scope.counter("rx_messaging_error"),
                     trailers: scope.counter("trailers"),
                     goaway_sent: scope.counter("goaway_sent"),
+                    inbound_empty_frames_flood: scope.counter("inbound_empty_frames_flood"),
+                    inbound_priority_frames_flood: scope.counter("inbound_priority_frames_flood"),
+                    inbound_window_update_frames_flood: scope.counter("inbound_window_update_frames_flood"),
                     ..CodecStats::default()
                 },
             })
@@ -500,8 +517,9 @@ impl Cluster {
         let again = self.retired.swap(true, Ordering::Relaxed);
         if let Some(subsets) = self.view.load().as_ref().and_then(|v| v.subsets.as_ref()).filter(|_| !again) {
             let stats = &self.stats().lb;
-            stats.lb_subsets_removed.add(subsets.len() as u64);
-            stats.lb_subsets_active.add(-(subsets.len() as i64));
+            let left = subsets.len() * (self.server.concurrency + 1);
+            stats.lb_subsets_removed.add(left as u64);
+            stats.lb_subsets_active.add(-(left as i64));
         }
         if self.spec.lb.is_local {
             self.shared.set_local_view(None);

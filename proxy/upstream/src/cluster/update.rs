@@ -11,6 +11,7 @@ use nuncio_proto::envoy::config::endpoint::v3::ClusterLoadAssignment;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 impl Cluster {
     /// Takes an endpoint assignment. Hosts are known by address: counters, outlier state and connections of those that stay
@@ -110,6 +111,7 @@ impl Cluster {
             return;
         }
         self.endpoints.store(Arc::new(after));
+        self.update_orca_weights(Instant::now());
         self.bump();
         if let Some(news) = &self.news {
             news.notify_one();

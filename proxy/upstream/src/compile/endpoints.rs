@@ -1,7 +1,7 @@
 //! Endpoints from `ClusterLoadAssignment` (EDS, STATIC) or from resolved names (DNS), with hosts that were there before taken over.
 
 use super::refuse;
-use crate::host::{HealthCheckTarget, HealthFlags, Host, HostState, LazyMetadata, millis};
+use crate::host::{HealthCheckTarget, HealthFlags, Host, HostState, LazyMetadata, clock};
 use crate::spec::{Spec, TransportMatch};
 use crate::view::{EndpointLocality, EndpointSet, Endpoints};
 use hashbrown::HashMap;
@@ -18,7 +18,6 @@ use nuncio_proto::{Message, Struct, Value};
 use prost_types::value::Kind;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
 
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
@@ -233,7 +232,7 @@ pub(crate) fn fresh(spec: &Spec, eds_health: HealthStatus) -> Arc<HostState> {
     let state = HostState::new();
     set_eds_health(&state, eds_health);
     if spec.health_checks.is_empty() {
-        state.set_healthy_since(millis(Instant::now()));
+        state.set_healthy_since(clock());
     } else {
         // Unhealthy until the first check passed.
         state.set_flag(HealthFlags::FAILED_ACTIVE_HC | HealthFlags::PENDING_ACTIVE_HC);

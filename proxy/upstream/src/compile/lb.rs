@@ -3,6 +3,7 @@
 use super::{duration, extension, ignore, metadata_path, refuse, subset};
 use crate::cluster::ClusterCx;
 use crate::lb::ring::HashFunction;
+use crate::orca::OrcaSpec;
 use crate::spec::{LbKind, LbSpec, LocalityMode, OverrideSource, SlowStart, ZoneSpec};
 use nuncio_core::HeaderKey;
 use nuncio_core::diag::At;
@@ -12,12 +13,17 @@ use nuncio_proto::envoy::config::cluster::v3::cluster::common_lb_config::Localit
 use nuncio_proto::envoy::config::cluster::v3::cluster::{LbConfig, LbPolicy};
 use nuncio_proto::envoy::config::core::v3::{HealthStatus, RuntimeDouble};
 use nuncio_proto::envoy::extensions::load_balancing_policies as policies;
+use policies::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin;
 use policies::common::v3::locality_lb_config::LocalityConfigSpecifier as TypedLocality;
 use policies::common::v3::{ConsistentHashingLbConfig, LocalityLbConfig, SlowStartConfig};
+use policies::wrr_locality::v3::WrrLocality;
 use std::time::Duration;
 
 const MAX_RING: u64 = 8 << 20;
 const MAGLEV: u64 = 65_537;
+
+/// Weights are not computed more often than this, whatever is asked for.
+const LEAST_UPDATE: Duration = Duration::from_millis(100);
 
 /// UNKNOWN, HEALTHY and DEGRADED, as bits.
 const OVERRIDE_STATUS: u8 = 1 << HealthStatus::Unknown as u8 | 1 << HealthStatus::Healthy as u8 | 1 << HealthStatus::Degraded as u8;
@@ -33,6 +39,7 @@ impl Default for LbSpec {
             hash_balance_factor: None,
             overrides: Box::default(),
             override_status: OVERRIDE_STATUS,
+            orca: None,
             subsets: None,
             is_local: false,
         }
@@ -295,7 +302,7 @@ fn typed(policy: &pb::LoadBalancingPolicy, spec: &mut LbSpec, at: &At<'_>, cx: &
     cx.report.error(
         &list,
         format!("no known policy: {}", unknown.join(", ")),
-        "round_robin, least_request, random, ring_hash, maglev, subset or override_host",
+        "round_robin, least_request, random, ring_hash, maglev, client_side_weighted_round_robin, wrr_locality, subset or override_host",
     );
 }
 
@@ -341,6 +348,8 @@ fn apply(name: &str, bytes: &[u8], spec: &mut LbSpec, at: &At<'_>, cx: &mut Clus
             hashing(c.consistent_hashing_lb_config.as_ref(), spec, at, cx);
             weighted(c.locality_weighted_lb_config.is_some(), spec);
         }
+        "client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin" => orca(&decode(bytes)?, spec, at, cx),
+        "wrr_locality.v3.WrrLocality" => wrr_locality(&decode(bytes)?, spec, at, cx),
         "cluster_provided.v3.ClusterProvided" => spec.kind = LbKind::ClusterProvided,
         "override_host.v3.OverrideHost" => override_host(&decode(bytes)?, spec, at, cx),
         "subset.v3.Subset" => {
@@ -357,6 +366,47 @@ fn apply(name: &str, bytes: &[u8], spec: &mut LbSpec, at: &At<'_>, cx: &mut Clus
         _ => return Ok(false),
     }
     Ok(true)
+}
+
+/// Round robin by weights that hosts report. Source: `client_side_weighted_round_robin.proto`.
+fn orca(config: &ClientSideWeightedRoundRobin, spec: &mut LbSpec, at: &At<'_>, cx: &mut ClusterCx<'_>) {
+    refuse(
+        cx.report,
+        at,
+        &[
+            (config.enable_oob_load_report == Some(true), "enable_oob_load_report"),
+            (config.oob_reporting_config.is_some(), "oob_reporting_config"),
+        ],
+    );
+    let seconds = |name: &str, value: Option<&nuncio_proto::Duration>, default: u64, cx: &mut ClusterCx<'_>| {
+        duration(value, Duration::from_secs(default), &at.field(name), cx.report)
+    };
+    let penalty = f64::from(config.error_utilization_penalty.unwrap_or(0.0));
+    if !(penalty >= 0.0 && penalty.is_finite()) {
+        cx.report.error(&at.field("error_utilization_penalty"), penalty.to_string(), "0 or more");
+    }
+    spec.kind = LbKind::RoundRobin;
+    spec.slow_start = slow_start(config.slow_start_config.as_ref(), at, cx);
+    spec.orca = Some(Box::new(OrcaSpec {
+        blackout: seconds("blackout_period", config.blackout_period.as_ref(), 10, cx),
+        expiration: seconds("weight_expiration_period", config.weight_expiration_period.as_ref(), 180, cx),
+        update: seconds("weight_update_period", config.weight_update_period.as_ref(), 1, cx).max(LEAST_UPDATE),
+        error_penalty: penalty,
+        metrics: config.metric_names_for_computing_utilization.iter().map(|name| name.as_str().into()).collect(),
+    }));
+}
+
+/// `wrr_locality`: localities by weight, and in them hosts by what they report. Envoy takes no other policy inside.
+fn wrr_locality(config: &WrrLocality, spec: &mut LbSpec, at: &At<'_>, cx: &mut ClusterCx<'_>) {
+    let at = at.field("endpoint_picking_policy");
+    match &config.endpoint_picking_policy {
+        Some(inner) => typed(inner, spec, &at, cx),
+        None => return cx.report.error(&at, "missing", "client_side_weighted_round_robin"),
+    }
+    if spec.orca.is_none() {
+        cx.report.error(&at, "another policy", "client_side_weighted_round_robin, as in Envoy");
+    }
+    spec.locality = LocalityMode::Weighted;
 }
 
 fn hashing(config: Option<&ConsistentHashingLbConfig>, spec: &mut LbSpec, at: &At<'_>, cx: &mut ClusterCx<'_>) {

@@ -8,7 +8,7 @@ pub(crate) mod subset;
 pub(crate) mod zone;
 
 use crate::context::LbContext;
-use crate::host::{Health, Host, millis};
+use crate::host::{Health, Host, clock};
 use crate::priority::{self, Availability};
 use crate::spec::{LbKind, LbSpec, LocalityMode, SlowStart};
 use crate::stats::LbStats;
@@ -17,7 +17,6 @@ use edf::Edf;
 use hashbrown::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 /// Which list of a view a pick is made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -274,17 +273,17 @@ fn list(view: &View, source: Source) -> Option<&HostList> {
 
 /// The time, for those who need it: slow start.
 fn now_for(lb: &LbSpec) -> u64 {
-    if lb.slow_start.is_some() { millis(Instant::now()) } else { 0 }
+    if lb.slow_start.is_some() { clock() } else { 0 }
 }
 
 fn in_slow_start(list: &HostList, slow: &SlowStart) -> bool {
-    let now = millis(Instant::now());
+    let now = clock();
     list.hosts.iter().any(|h| h.health() == Health::Healthy && h.healthy_since().is_some_and(|t| now.saturating_sub(t) < slow.window_ms))
 }
 
 /// A host's weight at this moment.
 fn weight(lb: &LbSpec, host: &Host, now: u64) -> f64 {
-    let mut weight = f64::from(host.weight);
+    let mut weight = f64::from(host.weight());
     if let LbKind::LeastRequest { bias, .. } = lb.kind
         && bias != 0.0
     {

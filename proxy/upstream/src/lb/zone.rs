@@ -48,7 +48,7 @@ impl ZoneRouting {
             return Some(Self::Direct);
         }
         let size = |l: &LocalityView| match zone.by_weight {
-            true => l.healthy.hosts.iter().map(|h| u64::from(h.weight)).sum(),
+            true => l.healthy.hosts.iter().map(|h| u64::from(h.weight())).sum(),
             false => l.healthy.hosts.len() as u64,
         };
         let total = |all: &[LocalityView]| all.iter().map(size).sum::<u64>();

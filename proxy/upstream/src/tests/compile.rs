@@ -49,7 +49,7 @@ fn names_what_is_wrong() {
         ),
         ("name: x\nlb_policy: LEAST_REQUEST\nleast_request_lb_config: {choice_count: 1}", "choice_count", "at least 2"),
         ("name: x\noutlier_detection: {max_ejection_percent: 101}", "outlier_detection.max_ejection_percent", "0 to 100"),
-        ("name: x\nlb_subset_config: {subset_selectors: [{keys: [a]}]}", "lb_subset_config", "not supported"),
+        ("name: x\nlb_subset_config: {subset_selectors: [{keys: [a], fallback_policy: KEYS_SUBSET}]}", "fallback_keys_subset", "not all"),
         (
             "name: x\ntransport_socket: {name: t, typed_config: {'@type': type.googleapis.com/envoy.extensions.transport_sockets.tap.v3.Tap}}",
             "transport_socket.typed_config",
@@ -71,7 +71,7 @@ fn names_what_is_wrong() {
             "one locality with one endpoint",
         ),
         (
-            "name: x\nload_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {'@type': type.googleapis.com/envoy.extensions.load_balancing_policies.client_side_weighted_round_robin.v3.ClientSideWeightedRoundRobin}}}]}",
+            "name: x\nload_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {'@type': type.googleapis.com/envoy.extensions.load_balancing_policies.load_aware_locality.v3.LoadAwareLocality}}}]}",
             "load_balancing_policy.policies",
             "no known policy",
         ),

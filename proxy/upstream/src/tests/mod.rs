@@ -3,6 +3,7 @@
 mod aggregate;
 mod balance;
 mod compile;
+mod distribution;
 mod endpoints;
 mod health;
 mod manager;
@@ -18,7 +19,7 @@ use crate::{ClusterManager, Host, LbContext, ManagerOptions, OpenOptions, Upstre
 use nuncio_core::diag::Report;
 use nuncio_core::registry::{Registry, Server};
 use nuncio_core::test_kit as kit;
-use nuncio_core::views::{ClusterSlots, HostView};
+use nuncio_core::views::HostView;
 use nuncio_core::{Frame, RequestHead, ResponseHead, StreamError};
 use nuncio_proto::envoy::config::bootstrap::v3::ClusterManager as ClusterManagerProto;
 use nuncio_proto::envoy::config::cluster::v3::Cluster as ClusterProto;
@@ -83,13 +84,8 @@ pub(crate) fn manager(cluster_manager: &str) -> Arc<ClusterManager> {
 pub(crate) fn manager_of(server: Arc<Server>, cluster_manager: &str) -> Arc<ClusterManager> {
     let bootstrap: ClusterManagerProto = parse_text(cluster_manager, UnknownFields::Refuse).unwrap_or_else(|e| panic!("{e:?}")).value;
     let mut report = Report::new();
-    let options = ManagerOptions {
-        server,
-        secrets: SecretStore::new(),
-        registry: Arc::default(),
-        slots: Arc::new(ClusterSlots::default()),
-        bootstrap,
-    };
+    let options =
+        ManagerOptions { secrets: SecretStore::new(), registry: Arc::default(), slots: server.clusters.clone(), server, bootstrap };
     let manager = ClusterManager::new(options, &mut report);
     assert!(!report.has_errors(), "{}", report.summary());
     manager
