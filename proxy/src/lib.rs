@@ -40,6 +40,7 @@ fn terminals(shared: &Shared) -> TerminalRegistry {
                 routes: shared.routes.clone(),
                 clusters: shared.clusters.clone(),
                 extensions: shared.extensions.clone(),
+                discovery: shared.discovery.clone(),
             }),
             Box::new(nuncio_tcp::TcpProxyFactory::new(shared.clusters.clone())),
         ],

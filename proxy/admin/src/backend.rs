@@ -114,6 +114,7 @@ pub enum ResourceKind {
     Secret,
     /// ECDS.
     ExtensionConfig,
+    /// All scopes of one `ScopedRoutes`: the value is an encoded `DynamicScopedRouteConfigs` that has nothing but the scopes.
     ScopedRoute,
 }
 

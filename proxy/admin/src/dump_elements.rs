@@ -263,9 +263,15 @@ fn dynamic_listener(r: &Resource) -> Option<Element> {
     Some((element.encode_to_vec(), type_of(r.active.as_ref().or(r.warming.as_ref()))))
 }
 
+/// The scopes of one set, see [`ResourceKind::ScopedRoute`].
+fn scopes(version: Option<&Version>) -> Vec<Any> {
+    let set = version.and_then(|v| DynamicScopedRouteConfigs::decode(v.value.as_ref()).ok());
+    set.map(|set| set.scoped_route_configs).unwrap_or_default()
+}
+
 fn inline_scopes(r: &Resource) -> Option<Element> {
     let version = fixed(r)?;
-    let scoped_route_configs = any(version).into_iter().collect();
+    let scoped_route_configs = scopes(Some(version));
     let element =
         InlineScopedRouteConfigs { name: r.name.to_string(), scoped_route_configs, last_updated: timestamp(version.last_updated) };
     Some((element.encode_to_vec(), version.type_url.clone()))
@@ -273,11 +279,11 @@ fn inline_scopes(r: &Resource) -> Option<Element> {
 
 fn dynamic_scopes(r: &Resource) -> Option<Element> {
     let version = dynamic(r)?;
-    let (version_info, scope, last_updated) = parts(version);
+    let (version_info, _, last_updated) = parts(version);
     let element = DynamicScopedRouteConfigs {
         name: r.name.to_string(),
         version_info,
-        scoped_route_configs: scope.into_iter().collect(),
+        scoped_route_configs: scopes(version),
         last_updated,
         error_state: error_state(r.error.as_ref()),
         client_status: client_status(r),

@@ -38,10 +38,7 @@ impl Backend for Admin {
         (self.0.bootstrap_raw.clone(), self.0.loaded_at)
     }
     fn version_info(&self, kind: ResourceKind) -> String {
-        match kind_of(kind) {
-            Some(kind) => self.0.raw(kind).borrow().version.to_string(),
-            None => String::new(),
-        }
+        self.0.raw(kind_of(kind)).borrow().version.to_string()
     }
     fn resources(&self, kind: ResourceKind) -> Box<dyn Iterator<Item = Resource>> {
         let control = self.0.clone();
@@ -52,11 +49,8 @@ impl Backend for Admin {
                 let inline = inline_routes(&control);
                 Box::new(inline.into_iter().chain(Cursor::new(control, Kind::Route).map(|(_, r)| r)))
             }
-            ResourceKind::ScopedRoute => Box::new(std::iter::empty()),
-            other => match kind_of(other) {
-                Some(kind) => Box::new(Cursor::new(control, kind).map(|(_, r)| r)),
-                None => Box::new(std::iter::empty()),
-            },
+            ResourceKind::ScopedRoute => Box::new(control.scopes_shown().into_iter()),
+            other => Box::new(Cursor::new(control, kind_of(other)).map(|(_, r)| r)),
         }
     }
     fn clusters(&self) -> Box<dyn Iterator<Item = ClusterStatus>> {
@@ -291,16 +285,16 @@ impl Iterator for Cursor {
     }
 }
 
-fn kind_of(kind: ResourceKind) -> Option<Kind> {
-    Some(match kind {
+fn kind_of(kind: ResourceKind) -> Kind {
+    match kind {
         ResourceKind::Cluster => Kind::Cluster,
         ResourceKind::Endpoint => Kind::Endpoint,
         ResourceKind::Listener => Kind::Listener,
         ResourceKind::Route => Kind::Route,
         ResourceKind::Secret => Kind::Secret,
         ResourceKind::ExtensionConfig => Kind::Extension,
-        ResourceKind::ScopedRoute => return None,
-    })
+        ResourceKind::ScopedRoute => Kind::Scope,
+    }
 }
 
 /// Route tables inside of listeners.

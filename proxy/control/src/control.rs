@@ -6,13 +6,15 @@ use crate::bootstrap::Layer;
 use crate::init::{Init, Phase};
 use crate::listeners::Listeners;
 use crate::raw::TypeStore;
+use crate::scopes::Feeds;
 use crate::stats::ServerStats;
 use crate::subscriptions::{ALL, Kind, Subscriptions};
+use crate::vhds::Discovered;
 use bytes::Bytes;
 use nuncio_core::diag::{At, Report, Severity};
 use nuncio_core::registry::{Registry, Server};
 use nuncio_core::views::{ClusterSlots, ClusterView};
-use nuncio_hcm::EcdsSlots;
+use nuncio_hcm::{EcdsSlots, RouteDiscovery};
 use nuncio_listener::ListenerManager;
 use nuncio_proto::envoy::config::bootstrap::v3::{Bootstrap, bootstrap::StaticResources};
 use nuncio_proto::envoy::config::core::v3::ConfigSource;
@@ -34,6 +36,10 @@ const LARGE_UPDATE: usize = 64;
 /// For so long nothing large must have come before memory is tidied up, so that it is done once for many updates.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// The kinds in the order of `Control::raw`.
+const RAW: [Kind; 8] =
+    [Kind::Cluster, Kind::Endpoint, Kind::Listener, Kind::Route, Kind::Secret, Kind::Extension, Kind::Scope, Kind::VirtualHost];
+
 /// What the whole process shares; terminal filter factories are made from it.
 #[derive(Clone)]
 pub struct Shared {
@@ -43,6 +49,7 @@ pub struct Shared {
     pub routes: Arc<RouteSlots>,
     pub secrets: Arc<SecretStore>,
     pub extensions: Arc<EcdsSlots>,
+    pub discovery: Arc<RouteDiscovery>,
 }
 
 /// The control thread's state.
@@ -78,7 +85,9 @@ pub struct Control {
     clusters_changed: Arc<AtomicBool>,
     /// Updates that are being applied now.
     updating: Cell<usize>,
-    raw: [RefCell<TypeStore>; 6],
+    pub(crate) scope_feeds: RefCell<Feeds>,
+    pub(crate) discovered: RefCell<Discovered>,
+    raw: [RefCell<TypeStore>; 8],
 }
 
 /// What [`Control::new`] is given.
@@ -126,13 +135,15 @@ impl Control {
             grown: Notify::new(),
             clusters_changed,
             updating: Cell::new(0),
-            raw: Kind::ALL.map(|k| RefCell::new(TypeStore::new(k.type_url()))),
+            scope_feeds: RefCell::default(),
+            discovered: RefCell::default(),
+            raw: RAW.map(|k| RefCell::new(TypeStore::new(k.type_url()))),
         })
     }
 
     /// Raw resources of a kind.
     pub(crate) fn raw(&self, kind: Kind) -> &RefCell<TypeStore> {
-        let [cluster, endpoint, listener, route, secret, extension] = &self.raw;
+        let [cluster, endpoint, listener, route, secret, extension, scope, virtual_host] = &self.raw;
         match kind {
             Kind::Cluster => cluster,
             Kind::Endpoint => endpoint,
@@ -140,6 +151,8 @@ impl Control {
             Kind::Route => route,
             Kind::Secret => secret,
             Kind::Extension => extension,
+            Kind::Scope => scope,
+            Kind::VirtualHost => virtual_host,
         }
     }
 
@@ -158,9 +171,11 @@ impl Control {
             Kind::Route => self.update_routes(&update).await,
             Kind::Secret => self.update_secrets(&update, source.as_ref()),
             Kind::Extension => self.update_extensions(&update),
+            Kind::Scope => self.update_scopes(&update, source.as_ref()).await,
+            Kind::VirtualHost => self.update_virtual_hosts(&update).await,
         };
         self.updating.set(self.updating.get() - 1);
-        self.record(kind, &update, &refused, begun);
+        self.record(kind, &update, &refused, begun, source.as_ref());
         // Endpoints change all day; the rest is worth a line.
         let level = if kind == Kind::Endpoint { log::Level::Debug } else { log::Level::Info };
         log::log!(
@@ -183,7 +198,7 @@ impl Control {
     }
 
     /// Raw store, stats and log of an update that was applied.
-    fn record(&self, kind: Kind, update: &Update, refused: &[Refused], begun: Instant) {
+    fn record(&self, kind: Kind, update: &Update, refused: &[Refused], begun: Instant, source: Option<&Arc<ConfigSource>>) {
         let all: Vec<&Refused> = update.refused.iter().chain(refused).collect();
         let mut store = self.raw(kind).borrow_mut();
         let values: HashMap<&str, &Bytes> =
@@ -195,15 +210,30 @@ impl Control {
             store.refuse(bad, value.map(|v| (*v).clone()), &update.version);
         }
         let took = begun.elapsed();
-        let wildcard = matches!(kind, Kind::Cluster | Kind::Listener);
+        let wildcard = matches!(kind, Kind::Cluster | Kind::Listener | Kind::Scope);
         if wildcard {
             if all.is_empty() {
                 store.version = update.version.clone();
             }
             self.subscriptions.each(kind, ALL, |w| {
+                if !w.is_from(source) {
+                    return;
+                }
                 w.received.set(true);
                 if let Some(stats) = &w.stats {
                     if all.is_empty() { stats.accepted(&update.version, took) } else { stats.rejected() }
+                }
+            });
+            return;
+        }
+        if kind == Kind::VirtualHost {
+            // Subscriptions are to tables, resources are virtual hosts; an answer without any is one too.
+            self.subscriptions.each_of(kind, |w| {
+                if w.is_from(source) {
+                    w.received.set(true);
+                    if let Some(stats) = &w.stats {
+                        if all.is_empty() { stats.accepted(&update.version, took) } else { stats.rejected() }
+                    }
                 }
             });
             return;
@@ -244,6 +274,7 @@ impl Control {
         self.sync_secrets();
         self.recheck_listeners();
         self.sync_routes();
+        self.settle_demands();
         self.advance();
     }
 

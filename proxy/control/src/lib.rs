@@ -18,12 +18,14 @@ mod needs;
 mod pages;
 mod raw;
 mod run;
+mod scopes;
 mod secrets;
 mod source;
 mod stats;
 mod subscriptions;
 mod sys;
 mod validate;
+mod vhds;
 
 pub use args::{Args, Mode, Parsed};
 pub use control::{Control, Shared};

@@ -3,7 +3,7 @@
 
 use crate::clusters::BATCH;
 use crate::control::{Control, reason};
-use crate::needs::{self, Needs};
+use crate::needs::{self, Needs, ScopeNeed, ScopesFrom};
 use crate::raw::Standing;
 use crate::subscriptions::Kind;
 use nuncio_core::diag::{At, Report};
@@ -13,9 +13,10 @@ use nuncio_proto::Message;
 use nuncio_proto::envoy::config::core::v3::TypedExtensionConfig;
 use nuncio_proto::envoy::config::listener::v3::Listener;
 use nuncio_proto::envoy::config::route::v3::RouteConfiguration;
+use nuncio_proto::envoy::extensions::filters::network::http_connection_manager::v3::ScopedRouteConfigurationsList;
 use nuncio_route::{RouteCx, RouteTable};
 use nuncio_xds::{Refused, Update};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -63,6 +64,14 @@ impl Listeners {
     /// Route tables inside of live listeners.
     pub fn inline_routes(&self) -> Vec<bytes::Bytes> {
         self.all.values().filter_map(|s| s.live.as_ref()).flat_map(|n| n.inline_routes.iter().cloned()).collect()
+    }
+    /// Scoped routes of all listeners.
+    pub fn scopes(&self) -> Vec<ScopeNeed> {
+        self.needs().flat_map(|n| n.scopes.iter().cloned()).collect()
+    }
+    /// Scopes inside of live listeners.
+    pub fn inline_scopes(&self) -> Vec<(Arc<str>, ScopedRouteConfigurationsList)> {
+        self.all.values().filter_map(|s| s.live.as_ref()).flat_map(|n| n.inline_scopes.iter().cloned()).collect()
     }
     fn needs(&self) -> impl Iterator<Item = &Needs> {
         self.all.values().flat_map(|s| s.live.iter().chain(s.warming.as_ref().map(|w| &w.needs)))
@@ -198,19 +207,31 @@ impl Control {
     fn is_ready(&self, warming: &Warming) -> bool {
         // A table that is there is used, whoever asked for it first; else its subscription must have been answered or given up.
         let done = |kind, name: &str| self.subscriptions.received(kind, name) || self.subscriptions.timed_out(kind, name);
+        let scoped = warming.needs.scopes.iter().all(|n| match &n.from {
+            ScopesFrom::Source(source) => self.scopes_settled(source),
+            ScopesFrom::Inline(_) => true,
+        });
         let routes = warming.compiled.pending().iter().all(|name| done(Kind::Route, name));
+        let discovered = self.discovered.borrow();
+        let hosts = warming.needs.routes.iter().filter(|n| discovered.has(&n.name)).all(|n| done(Kind::VirtualHost, &n.name));
         let filters = warming.needs.extensions.iter().filter(|n| n.waits).all(|n| done(Kind::Extension, &n.name));
         let secrets = warming.compiled.secrets_ready() || Instant::now() >= warming.secrets_until;
-        routes && filters && secrets
+        scoped && routes && hosts && filters && secrets
     }
 
     /// Subscribes to the route tables and filters that listeners need, and to no others.
     pub(crate) fn sync_routes(self: &Rc<Self>) {
-        let (routes, extensions) = {
+        let by_scope = self.sync_scopes();
+        let (mut routes, extensions) = {
             let listeners = self.listeners.borrow();
             let routes: Vec<_> = listeners.needs().flat_map(|n| n.routes.iter().cloned()).collect();
             let extensions: Vec<_> = listeners.needs().flat_map(|n| n.extensions.iter().cloned()).collect();
             (routes, extensions)
+        };
+        routes.extend(by_scope);
+        let prefixes: HashMap<_, _> = match self.discovered.borrow().is_empty() {
+            true => HashMap::new(),
+            false => routes.iter().map(|n| (n.name.clone(), n.stat_prefix.clone())).collect(),
         };
         let gone = self.subscriptions.sync(self, Kind::Route, routes);
         for name in &gone {
@@ -224,6 +245,7 @@ impl Control {
         if !gone.is_empty() {
             self.shared.routes.sweep();
         }
+        self.sync_virtual_hosts(&prefixes);
         for name in self.subscriptions.sync(self, Kind::Extension, extensions) {
             self.raw(Kind::Extension).borrow_mut().remove(&name);
         }
@@ -238,7 +260,8 @@ impl Control {
                 continue;
             }
             match self.compile_routes(resource) {
-                Ok(table) => {
+                Ok((table, proto)) => {
+                    self.note_table(&resource.name, proto);
                     slot.set(Some(table));
                     self.raw(Kind::Route).borrow_mut().accept(resource, false);
                 }
@@ -249,23 +272,40 @@ impl Control {
         refused
     }
 
-    /// Compiles one route configuration from RDS; the error is the reason of the refusal.
-    pub(crate) fn compile_routes(&self, resource: &nuncio_xds::Resource) -> Result<Arc<RouteTable>, Report> {
+    /// Compiles one route configuration from RDS, with the virtual hosts that came by VHDS; the error is the reason of the refusal.
+    pub(crate) fn compile_routes(&self, resource: &nuncio_xds::Resource) -> Result<(Arc<RouteTable>, RouteConfiguration), Report> {
         let proto = RouteConfiguration::decode(resource.value.as_ref()).map_err(|e| Self::undecodable("RouteConfiguration", e))?;
         let mut report = Report::new();
+        let table = match &proto.vhds {
+            None => self.compile_table(&proto, &resource.name, &At::Root, &mut report),
+            Some(_) => {
+                let merged = self.with_discovered(proto.clone(), &mut report);
+                self.compile_table(&merged, &resource.name, &At::Root, &mut report)
+            }
+        };
+        Self::findings(Kind::Route, &resource.name, report)?;
+        table.map(|table| (table, proto)).ok_or_else(Report::new)
+    }
+
+    /// Compiles a route table that listeners know as `name`.
+    pub(crate) fn compile_table(
+        &self,
+        proto: &RouteConfiguration,
+        name: &str,
+        at: &At<'_>,
+        report: &mut Report,
+    ) -> Option<Arc<RouteTable>> {
         let scope = self.server.stats.root();
         let mut cx = RouteCx {
             clusters: &self.shared.clusters,
             registry: &self.shared.registry,
             server: &self.server,
             scope: &scope,
-            direction: self.listeners.borrow().direction(&resource.name),
+            direction: self.listeners.borrow().direction(name),
             validate_clusters: false,
-            report: &mut report,
+            report,
         };
-        let table = RouteTable::compile(&proto, &At::Root, &mut cx);
-        Self::findings(Kind::Route, &resource.name, report)?;
-        table.ok_or_else(Report::new)
+        RouteTable::compile(proto, at, &mut cx)
     }
 
     pub(crate) fn update_extensions(self: &Rc<Self>, update: &Update) -> Vec<Refused> {

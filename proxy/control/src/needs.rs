@@ -8,7 +8,8 @@ use nuncio_core::info::TrafficDirection;
 use nuncio_proto::envoy::config::core::v3::{ConfigSource, TrafficDirection as Direction};
 use nuncio_proto::envoy::config::listener::v3::{FilterChain, Listener, filter::ConfigType};
 use nuncio_proto::envoy::extensions::filters::network::http_connection_manager::v3::{
-    HttpConnectionManager, http_connection_manager::RouteSpecifier, http_filter,
+    HttpConnectionManager, ScopedRouteConfigurationsList, ScopedRoutes, http_connection_manager::RouteSpecifier, http_filter,
+    scoped_routes::ConfigSpecifier,
 };
 use nuncio_proto::{Message, typed};
 use std::sync::Arc;
@@ -31,9 +32,31 @@ pub struct Need {
 pub struct Needs {
     pub routes: Vec<Need>,
     pub extensions: Vec<Need>,
+    pub scopes: Vec<ScopeNeed>,
     /// Route tables inside of the listener, as wire bytes: the dump's static_route_configs.
     pub inline_routes: Vec<Bytes>,
+    /// Scopes inside of the listener: the dump's inline_scoped_route_configs.
+    pub inline_scopes: Vec<(Arc<str>, ScopedRouteConfigurationsList)>,
     pub direction: TrafficDirection,
+}
+
+/// Scoped routes of one connection manager.
+#[derive(Clone, Debug)]
+pub struct ScopeNeed {
+    /// `ScopedRoutes.name`.
+    pub name: Arc<str>,
+    pub stat_prefix: Arc<str>,
+    /// `rds_config_source`.
+    pub rds_source: Option<Arc<ConfigSource>>,
+    pub from: ScopesFrom,
+}
+
+/// Where scopes come from.
+#[derive(Clone, Debug)]
+pub enum ScopesFrom {
+    /// The listener: RDS names, and whether they are loaded on demand.
+    Inline(Vec<(Arc<str>, bool)>),
+    Source(Arc<ConfigSource>),
 }
 
 /// What `listener` needs. Sources that cannot be used are reported.
@@ -92,7 +115,8 @@ fn of_hcm(hcm: &HttpConnectionManager, at: &At<'_>, needs: &mut Needs, report: &
             }
         }
         Some(RouteSpecifier::RouteConfig(routes)) => needs.inline_routes.push(routes.encode_to_vec().into()),
-        _ => {}
+        Some(RouteSpecifier::ScopedRoutes(scoped)) => of_scopes(scoped, &stat_prefix, &at.field("scoped_routes"), needs, report),
+        None => {}
     }
     let filters = at.field("http_filters");
     for (i, filter) in hcm.http_filters.iter().enumerate() {
@@ -110,6 +134,48 @@ fn of_hcm(hcm: &HttpConnectionManager, at: &At<'_>, needs: &mut Needs, report: &
             needs.extensions.push(Need { name: filter.name.as_str().into(), source, stat_prefix: stat_prefix.clone(), waits });
         }
     }
+}
+
+fn of_scopes(scoped: &ScopedRoutes, stat_prefix: &Arc<str>, at: &At<'_>, needs: &mut Needs, report: &mut Report) {
+    let rds_at = at.field("rds_config_source");
+    if let Some(source) = &scoped.rds_config_source {
+        source::check(source, &rds_at, report);
+    }
+    let mut by_rds = true;
+    let from = match &scoped.config_specifier {
+        Some(ConfigSpecifier::ScopedRouteConfigurationsList(list)) => {
+            let mut names = Vec::new();
+            for scope in &list.scoped_route_configurations {
+                match &scope.route_configuration {
+                    Some(table) => needs.inline_routes.push(table.encode_to_vec().into()),
+                    None => names.push((Arc::from(scope.route_configuration_name.as_str()), scope.on_demand)),
+                }
+            }
+            by_rds = !names.is_empty();
+            needs.inline_scopes.push((scoped.name.as_str().into(), list.clone()));
+            ScopesFrom::Inline(names)
+        }
+        Some(ConfigSpecifier::ScopedRds(srds)) => {
+            let at = at.field("scoped_rds");
+            let at = at.field("scoped_rds_config_source");
+            let Some(source) = &srds.scoped_rds_config_source else {
+                return report.error(&at, "not set", "say where the scopes come from");
+            };
+            source::check(source, &at, report);
+            ScopesFrom::Source(Arc::new(source.clone()))
+        }
+        // Refused where it is compiled.
+        None => return,
+    };
+    if by_rds && scoped.rds_config_source.is_none() {
+        return report.error(&rds_at, "not set", "say where the routes of the scopes come from");
+    }
+    needs.scopes.push(ScopeNeed {
+        name: scoped.name.as_str().into(),
+        stat_prefix: stat_prefix.clone(),
+        rds_source: scoped.rds_config_source.clone().map(Arc::new),
+        from,
+    });
 }
 
 #[cfg(test)]

@@ -16,7 +16,6 @@ use nuncio_admin::{AdminOptions, AdminServer};
 use nuncio_core::Address;
 use nuncio_core::diag::{At, Report};
 use nuncio_core::registry::{Registry, Runtime, Server};
-use nuncio_core::views::ClusterSlots;
 use nuncio_format::Files;
 use nuncio_hcm::EcdsSlots;
 use nuncio_listener::drain::DrainStrategy as ListenerDrain;
@@ -209,6 +208,7 @@ async fn life(args: Args, mut factories: Factories) -> i32 {
         routes: Arc::new(RouteSlots::default()),
         secrets: SecretStore::new(),
         extensions: Arc::new(EcdsSlots::default()),
+        discovery: Arc::default(),
     };
     let mut report = Report::new();
     let clusters = ClusterManager::new(
@@ -327,6 +327,9 @@ async fn serve(control: &Rc<Control>, admin: Option<(AdminOptions, Address, u32)
     }
     tasks.push(Task::spawn(control.clone().keep_house()));
     tasks.push(Task::spawn(control.clone().tend_memory()));
+    if let Some(demands) = control.shared.discovery.take_demands() {
+        tasks.push(Task::spawn(control.clone().serve_demands(demands)));
+    }
     tasks.push(control.watch_secret_files());
     tasks.push(flush_stats(control));
     control.housekeep();

@@ -31,11 +31,14 @@ pub enum Kind {
     Route,
     Secret,
     Extension,
+    Scope,
+    VirtualHost,
 }
 
 impl Kind {
     /// The order of the first requests on a stream.
-    pub const ALL: [Self; 6] = [Self::Cluster, Self::Endpoint, Self::Listener, Self::Route, Self::Secret, Self::Extension];
+    pub const ALL: [Self; 8] =
+        [Self::Cluster, Self::Endpoint, Self::Listener, Self::Scope, Self::Route, Self::VirtualHost, Self::Secret, Self::Extension];
     /// With `type.googleapis.com/`.
     pub fn type_url(self) -> &'static str {
         match self {
@@ -45,6 +48,8 @@ impl Kind {
             Self::Route => types::ROUTE,
             Self::Secret => types::SECRET,
             Self::Extension => types::EXTENSION,
+            Self::Scope => types::SCOPED_ROUTE,
+            Self::VirtualHost => types::VIRTUAL_HOST,
         }
     }
     /// The kind of a type URL.
@@ -60,6 +65,8 @@ impl Kind {
             Self::Route => "RDS",
             Self::Secret => "SDS",
             Self::Extension => "ECDS",
+            Self::Scope => "SRDS",
+            Self::VirtualHost => "VHDS",
         }
     }
 }
@@ -92,6 +99,8 @@ pub struct Watch {
     /// Whether `initial_fetch_timeout` fired.
     pub timed_out: Cell<bool>,
     pub stats: Option<Box<SubscriptionStats>>,
+    /// Of a stream of its own.
+    client: Option<Rc<Client>>,
     _task: Option<Task>,
 }
 
@@ -100,7 +109,7 @@ type Names = HashMap<Arc<str>, Vec<Watch>, foldhash::fast::RandomState>;
 /// All subscriptions.
 #[derive(Default)]
 pub struct Subscriptions {
-    kinds: [RefCell<Names>; 6],
+    kinds: [RefCell<Names>; 8],
     ads: RefCell<Option<(Rc<Client>, Task)>>,
     /// Sources by their wire bytes, so that thousands of names share one.
     known: RefCell<HashMap<Vec<u8>, Option<Rc<Source>>>>,
@@ -144,7 +153,7 @@ impl Subscriptions {
         let mut gone = Vec::new();
         let mut unsubscribe = Vec::new();
         names.borrow_mut().retain(|name, watches| {
-            if **name == *ALL {
+            if **name == *ALL && kind != Kind::Scope {
                 return true;
             }
             let had = watches.iter().any(Watch::is_ads);
@@ -182,7 +191,9 @@ impl Subscriptions {
             if !unsubscribe.is_empty() {
                 client.unsubscribe(kind.type_url(), unsubscribe);
             }
-            if !subscribe.is_empty() {
+            if subscribe.iter().any(|n| **n == *ALL) {
+                client.subscribe_all(kind.type_url());
+            } else if !subscribe.is_empty() {
                 client.subscribe(kind.type_url(), subscribe);
             }
         }
@@ -191,9 +202,33 @@ impl Subscriptions {
         }
         gone
     }
+    /// Asks for `alias` too, wherever `name` comes from; false if it comes from nowhere.
+    pub fn demand(&self, kind: Kind, name: &str, alias: Arc<str>) -> bool {
+        let names = self.of(kind).borrow();
+        let Some(watch) = names.get(name).and_then(|all| all.first()) else { return false };
+        let ads = self.ads.borrow();
+        let Some(client) = watch.client.as_ref().or_else(|| ads.as_ref().map(|(client, _)| client)) else { return false };
+        client.subscribe(kind.type_url(), [alias]);
+        true
+    }
+    /// Gives up what was asked for by [`Self::demand`].
+    pub fn forget(&self, kind: Kind, aliases: impl IntoIterator<Item = Arc<str>> + Clone) {
+        let names = self.of(kind).borrow();
+        let ads = self.ads.borrow();
+        let own = names.values().flatten().filter_map(|w| w.client.as_ref());
+        for client in own.chain(ads.as_ref().map(|(client, _)| client)) {
+            client.unsubscribe(kind.type_url(), aliases.clone());
+        }
+    }
     /// Calls `each` for every watch of `name`.
     pub fn each(&self, kind: Kind, name: &str, mut each: impl FnMut(&Watch)) {
         for watch in self.of(kind).borrow().get(name).into_iter().flatten() {
+            each(watch);
+        }
+    }
+    /// Calls `each` for every watch of a kind.
+    pub fn each_of(&self, kind: Kind, mut each: impl FnMut(&Watch)) {
+        for watch in self.of(kind).borrow().values().flatten() {
             each(watch);
         }
     }
@@ -213,12 +248,11 @@ impl Subscriptions {
     pub fn sources(&self, kind: Kind, name: &str, key: Option<&Arc<ConfigSource>>) -> Vec<Arc<ConfigSource>> {
         let names = self.of(kind).borrow();
         let watches = names.get(name).into_iter().flatten();
-        let of = |w: &&Watch| key.map_or_else(|| w.is_ads(), |k| same(k, &w.source));
-        watches.filter(of).map(|w| w.source.clone()).collect()
+        watches.filter(|w| w.is_from(key)).map(|w| w.source.clone()).collect()
     }
 
     fn of(&self, kind: Kind) -> &RefCell<Names> {
-        let [cluster, endpoint, listener, route, secret, extension] = &self.kinds;
+        let [cluster, endpoint, listener, route, secret, extension, scope, virtual_host] = &self.kinds;
         match kind {
             Kind::Cluster => cluster,
             Kind::Endpoint => endpoint,
@@ -226,6 +260,8 @@ impl Subscriptions {
             Kind::Route => route,
             Kind::Secret => secret,
             Kind::Extension => extension,
+            Kind::Scope => scope,
+            Kind::VirtualHost => virtual_host,
         }
     }
     fn resolve(&self, source: &ConfigSource) -> Option<Rc<Source>> {
@@ -250,6 +286,7 @@ impl Subscriptions {
         resolved: Rc<Source>,
         scope: Option<Scope>,
     ) -> Watch {
+        let mut client = None;
         let task = match &*resolved {
             Source::Ads => {
                 if self.ads.borrow().is_none() {
@@ -257,7 +294,10 @@ impl Subscriptions {
                 }
                 None
             }
-            Source::Grpc(grpc) => own_stream(control, kind, &name, &source, grpc),
+            Source::Grpc(grpc) => own_stream(control, kind, &name, &source, grpc).map(|(own, task)| {
+                client = Some(own);
+                task
+            }),
             Source::File(_) => Some(Task::spawn(follow(Rc::downgrade(control), kind, name, source.clone(), resolved.clone()))),
         };
         Watch {
@@ -266,6 +306,7 @@ impl Subscriptions {
             received: Cell::new(false),
             timed_out: Cell::new(false),
             stats: scope.map(|s| Box::new(SubscriptionStats::new(&s))),
+            client,
             _task: task,
         }
     }
@@ -295,6 +336,10 @@ impl Subscriptions {
 }
 
 impl Watch {
+    /// Whether updates of `key` are for it: the aggregated stream (none), or this source alone.
+    pub fn is_from(&self, key: Option<&Arc<ConfigSource>>) -> bool {
+        key.map_or_else(|| self.is_ads(), |k| same(k, &self.source))
+    }
     fn is_ads(&self) -> bool {
         *self.resolved == Source::Ads
     }
@@ -313,6 +358,9 @@ fn scope(control: &Rc<Control>, kind: Kind, name: &str, stat_prefix: &str) -> Op
         Kind::Route => format!("http.{stat_prefix}.rds.{name}."),
         Kind::Secret => format!("sds.{name}."),
         Kind::Extension => format!("extension_config_discovery.http_filter.{name}."),
+        // The prefix names the scoped routes too.
+        Kind::Scope => format!("http.{stat_prefix}."),
+        Kind::VirtualHost => format!("http.{stat_prefix}.vhds.{name}."),
         Kind::Endpoint => return None,
     }))
 }
@@ -339,7 +387,7 @@ fn options(control: &Control, grpc: &Grpc, method: &'static str) -> Options {
 }
 
 /// A stream for one name alone, as Envoy opens for sources other than ADS; pilot-agent's SDS server demands it.
-fn own_stream(control: &Rc<Control>, kind: Kind, name: &Arc<str>, source: &Arc<ConfigSource>, grpc: &Grpc) -> Option<Task> {
+fn own_stream(control: &Rc<Control>, kind: Kind, name: &Arc<str>, source: &Arc<ConfigSource>, grpc: &Grpc) -> Option<(Rc<Client>, Task)> {
     let method = transport::service_method(kind.type_url(), grpc.delta)?;
     let client = Client::new(session(control, grpc));
     if **name == *ALL {
@@ -349,7 +397,8 @@ fn own_stream(control: &Rc<Control>, kind: Kind, name: &Arc<str>, source: &Arc<C
     }
     let watch = Some((kind, name.clone(), source.clone()));
     let handler = Rc::new(Stream { control: Rc::downgrade(control), stats: None, watch, connected: Cell::new(false) });
-    Some(Task::spawn(transport::run(client, options(control, grpc, method), handler)))
+    let task = Task::spawn(transport::run(client.clone(), options(control, grpc, method), handler));
+    Some((client, task))
 }
 
 /// Consumer of one stream.

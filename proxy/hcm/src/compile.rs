@@ -3,13 +3,16 @@
 
 use crate::chain::{FilterChain, FilterEntry};
 use crate::compile_identity;
-use crate::config::{Codec, HcmConfig, ServerHeader, Timeouts, Upgrade};
+use crate::compile_lifetime;
+use crate::config::{Codec, HcmConfig, ServerHeader, Upgrade};
 use crate::ecds::EcdsSlots;
 use crate::hcm::Hcm;
 use crate::host::{HostPolicy, StripPort};
 use crate::local_reply::{self, LocalReplyConfig};
+use crate::on_demand::{OnDemandFilter, RouteDiscovery};
 use crate::path::PathPolicy;
 use crate::router::RouterConfig;
+use crate::routes::Routes;
 use crate::stats::{HcmStats, ListenerHttpStats};
 use http::HeaderValue;
 use nuncio_core::diag::At;
@@ -22,8 +25,8 @@ use nuncio_listener::{ChainCx, Terminal, TerminalFactory};
 use nuncio_proto::Message;
 use nuncio_proto::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use nuncio_proto::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyHeaderMutation;
-use nuncio_route::{HeaderMutations, RouteCx, RouteSlot, RouteSlots, RouteTable};
-use pb::http_connection_manager::{PathWithEscapedSlashesAction, RouteSpecifier, ServerHeaderTransformation, StripPortMode};
+use nuncio_route::{HeaderMutations, RouteSlots};
+use pb::http_connection_manager::{PathWithEscapedSlashesAction, ServerHeaderTransformation, StripPortMode};
 use pb::{HttpConnectionManager, HttpFilter, http_filter::ConfigType};
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,6 +37,7 @@ pub struct HcmFactory {
     pub routes: Arc<RouteSlots>,
     pub clusters: Arc<ClusterSlots>,
     pub extensions: Arc<EcdsSlots>,
+    pub discovery: Arc<RouteDiscovery>,
 }
 
 impl TerminalFactory for HcmFactory {
@@ -69,14 +73,15 @@ impl HcmFactory {
         }
         let scope = cx.server.stats.root().scope(&format!("http.{}.", proto.stat_prefix));
         let listener_scope = chain.listener_scope.scope(&format!("http.{}.", proto.stat_prefix));
+        let routes = self.routes(proto, at, cx);
         let filters_at = at.field("http_filters");
         let mut filter_cx = FactoryCx { server: cx.server, scope: &scope, direction: cx.direction, report: cx.report };
-        let (filters, router) = self.filters(&proto.http_filters, &filters_at, &mut filter_cx);
-        let routes = self.routes(proto, at, cx);
+        let routes = Arc::new(routes?);
+        let (filters, router) = self.filters(&proto.http_filters, &routes, &filters_at, &mut filter_cx);
         let early_mutations = early_mutations(proto, at, cx);
         let access_logs = AccessLogs::compile(&proto.access_log, cx.server, &at.field("access_log"), cx.report);
         let identity = compile_identity::identity(proto, at, cx);
-        let options = server_options(proto, at, cx, chain);
+        let mut options = server_options(proto, at, cx, chain);
         let local_reply = match &proto.local_reply_config {
             None => Some(LocalReplyConfig::default()),
             Some(config) => local_reply::compile(config, &at.field("local_reply_config"), cx.report),
@@ -91,7 +96,9 @@ impl HcmFactory {
         };
         refuse_unsupported(proto, at, cx);
         let path = path_policy(proto, at, cx);
-        let timeouts = timeouts(proto, at, cx);
+        let timeouts = compile_lifetime::timeouts(proto, at, cx.report);
+        options.stream_flush_timeout = timeouts.flush;
+        let log_options = compile_lifetime::log_options(proto, at, cx.report);
         let upgrades = upgrades(proto, at, cx);
         let codec = match proto.codec_type {
             0 => Codec::Auto,
@@ -107,8 +114,7 @@ impl HcmFactory {
             Ok(ServerHeaderTransformation::PassThrough) => ServerHeader::PassThrough,
             _ => ServerHeader::Overwrite,
         };
-        let (filters, router, routes, access_logs, identity, local_reply) =
-            (filters?, router?, routes?, access_logs?, identity?, local_reply?);
+        let (filters, router, access_logs, identity, local_reply) = (filters?, router?, access_logs?, identity?, local_reply?);
         if cx.report.errors() > errors {
             return None;
         }
@@ -139,25 +145,32 @@ impl HcmFactory {
             server_name,
             upgrades,
             timeouts,
+            log_options,
             proxy_100_continue: proto.proxy_100_continue,
             always_set_request_id_in_response: proto.always_set_request_id_in_response,
         })
     }
 
     /// The chain and its terminal router.
-    fn filters(&self, protos: &[HttpFilter], at: &At<'_>, cx: &mut FactoryCx<'_>) -> (Option<FilterChain>, Option<RouterConfig>) {
+    fn filters(
+        &self,
+        protos: &[HttpFilter],
+        routes: &Arc<Routes>,
+        at: &At<'_>,
+        cx: &mut FactoryCx<'_>,
+    ) -> (Option<FilterChain>, Option<RouterConfig>) {
         let Some((last, before)) = protos.split_last() else {
             cx.report.error(at, "no filters", "the chain must end in envoy.filters.http.router");
             return (None, None);
         };
-        let entries = before.iter().enumerate().map(|(i, proto)| self.filter(proto, &at.index(i), cx)).collect::<Vec<_>>();
+        let entries = before.iter().enumerate().map(|(i, proto)| self.filter(proto, routes, &at.index(i), cx)).collect::<Vec<_>>();
         let router = self.router(last, &at.index(before.len()), cx);
         let complete = entries.iter().all(|e| !matches!(e, Filter::Refused));
         let entries = entries.into_iter().filter_map(Filter::entry).collect();
         (complete.then(|| FilterChain::new(entries)), router)
     }
 
-    fn filter(&self, proto: &HttpFilter, at: &At<'_>, cx: &mut FactoryCx<'_>) -> Filter {
+    fn filter(&self, proto: &HttpFilter, routes: &Arc<Routes>, at: &At<'_>, cx: &mut FactoryCx<'_>) -> Filter {
         let config_at = at.field("typed_config");
         let any = match &proto.config_type {
             Some(ConfigType::TypedConfig(any)) => any,
@@ -184,6 +197,10 @@ impl HcmFactory {
         if typed.name == RouterConfig::TYPE {
             cx.report.error(&config_at, "the router is not the last filter", "envoy.filters.http.router must end the chain");
             return Filter::Refused;
+        }
+        if typed.name == OnDemandFilter::TYPE {
+            let compiled = OnDemandFilter::compile(&typed.value, &self.discovery, routes, &config_at, cx);
+            return compiled.map_or(Filter::Refused, |filter| Filter::entry_of(proto, filter));
         }
         match self.registry.http(&typed.name) {
             Some(factory) => match factory.compile(&typed.value, &config_at, cx) {
@@ -223,40 +240,6 @@ impl HcmFactory {
             }
             Err(why) => {
                 cx.report.error(&config_at, why, "the chain must end in envoy.filters.http.router");
-                None
-            }
-        }
-    }
-
-    fn routes(&self, proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>) -> Option<Arc<RouteSlot>> {
-        match &proto.route_specifier {
-            Some(RouteSpecifier::RouteConfig(config)) => {
-                let route_at = at.field("route_config");
-                let root = cx.server.stats.root();
-                let mut route_cx = RouteCx {
-                    clusters: &self.clusters,
-                    registry: &self.registry,
-                    server: cx.server,
-                    scope: &root,
-                    direction: cx.direction,
-                    validate_clusters: true,
-                    report: cx.report,
-                };
-                RouteTable::compile(config, &route_at, &mut route_cx).map(RouteSlot::fixed)
-            }
-            Some(RouteSpecifier::Rds(rds)) => {
-                if rds.route_config_name.is_empty() {
-                    cx.report.error(&at.field("rds").field("route_config_name"), "empty", "name the route configuration");
-                    return None;
-                }
-                Some(self.routes.slot(&rds.route_config_name))
-            }
-            Some(RouteSpecifier::ScopedRoutes(_)) => {
-                cx.report.unsupported(&at.field("scoped_routes"), "scoped routes (SRDS)");
-                None
-            }
-            None => {
-                cx.report.error(at, "no route_specifier", "set rds or route_config");
                 None
             }
         }
@@ -330,6 +313,7 @@ fn server_options(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx
     if let Some(h2) = &proto.http2_protocol_options {
         options.h2 = codec_options::h2(h2, &at.field("http2_protocol_options"), cx.report);
     }
+    options.tx_flush_timeout = cx.server.stats.root().counter("http2.tx_flush_timeout");
     if proto.stream_error_on_invalid_http_message == Some(true) {
         options.h1.stream_error_on_invalid_http_message = true;
     }
@@ -351,6 +335,9 @@ fn codec_stats(scope: &nuncio_stats::Scope) -> CodecStats {
         rx_messaging_error: h2.counter("rx_messaging_error"),
         trailers: h2.counter("trailers"),
         goaway_sent: h2.counter("goaway_sent"),
+        inbound_empty_frames_flood: h2.counter("inbound_empty_frames_flood"),
+        inbound_priority_frames_flood: h2.counter("inbound_priority_frames_flood"),
+        inbound_window_update_frames_flood: h2.counter("inbound_window_update_frames_flood"),
     }
 }
 
@@ -365,20 +352,6 @@ fn path_policy(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_
     });
     let normalize = proto.normalize_path.unwrap_or_else(|| cx.server.runtime.boolean("http_connection_manager.normalize_path", false));
     PathPolicy { normalize, merge_slashes: proto.merge_slashes, escaped_slashes }
-}
-
-fn timeouts(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>) -> Timeouts {
-    let common = proto.common_http_protocol_options.unwrap_or_default();
-    let common_at = at.field("common_http_protocol_options");
-    let mut of = |proto: Option<&nuncio_proto::Duration>, default, at: &At<'_>| codec_options::timeout(proto, default, at, cx.report);
-    let five_minutes = Some(Duration::from_secs(300));
-    Timeouts {
-        stream_idle: of(proto.stream_idle_timeout.as_ref(), five_minutes, &at.field("stream_idle_timeout")),
-        request: of(proto.request_timeout.as_ref(), None, &at.field("request_timeout")),
-        max_stream_duration: of(common.max_stream_duration.as_ref(), None, &common_at.field("max_stream_duration")),
-        max_connection_duration: of(common.max_connection_duration.as_ref(), None, &common_at.field("max_connection_duration")),
-        drain: of(proto.drain_timeout.as_ref(), Some(Duration::from_secs(5)), &at.field("drain_timeout")).unwrap_or_default(),
-    }
 }
 
 fn early_mutations(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>) -> Vec<HeaderMutations> {
@@ -426,50 +399,16 @@ fn refuse_unsupported(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut Facto
     if proto.forward_client_cert_matcher.is_some() {
         report.unsupported(&at.field("forward_client_cert_matcher"), "a client certificate matcher");
     }
-    if proto.http1_safe_max_connection_duration {
-        report.unsupported(&at.field("http1_safe_max_connection_duration"), "waiting for idle HTTP/1 connections beyond drain_timeout");
-    }
     if proto.represent_ipv4_remote_address_as_ipv4_mapped_ipv6 {
         report.unsupported(&at.field("represent_ipv4_remote_address_as_ipv4_mapped_ipv6"), "true");
     }
     if proto.add_proxy_protocol_connection_state == Some(false) {
         report.unsupported(&at.field("add_proxy_protocol_connection_state"), "false");
     }
-    if proto.append_local_overload {
-        report.unsupported(&at.field("append_local_overload"), "append_local_overload");
-    }
     if proto.set_current_client_cert_details.as_ref().is_some_and(|d| d.format != 0) {
         report.unsupported(&at.field("set_current_client_cert_details").field("format"), "a format other than the default");
     }
-    if proto.drain_timeout_jitter.is_some() {
-        report.warning(&at.field("drain_timeout_jitter"), "set", "drain_timeout is used without jitter");
-    }
-    if proto.stream_flush_timeout.is_some() {
-        report.warning(&at.field("stream_flush_timeout"), "set", "stream_idle_timeout bounds flushing");
-    }
     if proto.record_route_resolution_stats {
         report.warning(&at.field("record_route_resolution_stats"), "true", "route resolution is not measured");
-    }
-    #[allow(deprecated)]
-    for (set, name) in [
-        (proto.access_log_flush_interval.is_some(), "access_log_flush_interval"),
-        (proto.flush_access_log_on_new_request, "flush_access_log_on_new_request"),
-    ] {
-        if set {
-            report.warning(&at.field(name), "set", "one entry is written when the stream ends");
-        }
-    }
-    let flush = proto.access_log_options.as_ref();
-    if flush.is_some_and(|o| {
-        o.access_log_flush_interval.is_some() || o.flush_access_log_on_new_request || o.flush_log_on_tunnel_successfully_established
-    }) {
-        report.warning(&at.field("access_log_options"), "set", "one entry is written when the stream ends");
-    }
-    if proto.common_http_protocol_options.as_ref().is_some_and(|c| c.max_connection_duration_jitter.is_some()) {
-        report.warning(
-            &at.field("common_http_protocol_options").field("max_connection_duration_jitter"),
-            "set",
-            "max_connection_duration is used without jitter",
-        );
     }
 }

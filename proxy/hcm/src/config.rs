@@ -6,13 +6,13 @@ use crate::identity::Identity;
 use crate::local_reply::LocalReplyConfig;
 use crate::path::PathPolicy;
 use crate::router::RouterConfig;
+use crate::routes::Routes;
 use crate::stats::{HcmStats, ListenerHttpStats};
-use arc_swap::Guard;
 use http::HeaderValue;
 use nuncio_core::registry::Server;
 use nuncio_format::AccessLogs;
 use nuncio_http::ServerOptions;
-use nuncio_route::{HeaderMutations, RouteSlot, RouteTable};
+use nuncio_route::HeaderMutations;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,11 +45,28 @@ pub struct Upgrade {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Timeouts {
     pub stream_idle: Option<Duration>,
+    /// `stream_flush_timeout`, by default as long.
+    pub flush: Option<Duration>,
     pub request: Option<Duration>,
     pub max_stream_duration: Option<Duration>,
     pub max_connection_duration: Option<Duration>,
-    /// Between the GOAWAY or `connection: close` of a drain and the end.
+    /// How long an HTTP/1 connection that reached its duration waits for its next request, which it answers as its last.
     pub drain: Duration,
+    /// By which part `max_connection_duration` and `drain` may grow at random, 0 to 1.
+    pub max_connection_jitter: f64,
+    pub drain_jitter: f64,
+    /// `http1_safe_max_connection_duration`: that wait has no end.
+    pub http1_safe: bool,
+}
+
+/// When log lines are written beside that of the stream's end (`access_log_options`).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LogOptions {
+    pub interval: Option<Duration>,
+    /// As soon as the request's headers are there.
+    pub on_new_request: bool,
+    /// When a CONNECT was answered with 200.
+    pub on_tunnel: bool,
 }
 
 /// A configuration as one worker holds it: the shared count is touched once per connection and change, not per request.
@@ -65,8 +82,7 @@ pub struct HcmConfig {
     pub listener_stats: ListenerHttpStats,
     pub filters: FilterChain,
     pub router: RouterConfig,
-    /// RDS, or a fixed slot for a table inside of the listener.
-    pub routes: Arc<RouteSlot>,
+    pub routes: Arc<Routes>,
     pub access_logs: AccessLogs,
     pub identity: Identity,
     pub path: PathPolicy,
@@ -79,18 +95,15 @@ pub struct HcmConfig {
     pub server_name: HeaderValue,
     pub upgrades: Vec<Upgrade>,
     pub timeouts: Timeouts,
+    pub log_options: LogOptions,
     pub proxy_100_continue: bool,
     pub always_set_request_id_in_response: bool,
 }
 
 impl HcmConfig {
-    /// The route table, none while RDS has not answered.
-    pub fn routes(&self) -> Guard<Option<Arc<RouteTable>>> {
-        self.routes.load()
-    }
-    /// The RDS name that has not arrived yet.
-    pub fn pending_routes(&self) -> Option<String> {
-        self.routes.load().is_none().then(|| self.routes.name.to_string())
+    /// RDS names that have not arrived yet.
+    pub fn pending_routes(&self) -> Vec<String> {
+        self.routes.pending()
     }
     /// Whether upgrades of `kind` go through.
     pub fn upgrade_allowed(&self, kind: &str) -> bool {

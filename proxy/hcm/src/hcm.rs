@@ -82,7 +82,7 @@ impl Terminal for Hcm {
     }
 
     fn pending(&self) -> Vec<String> {
-        self.slot.load().pending_routes().into_iter().collect()
+        self.slot.load().pending_routes()
     }
 }
 
@@ -102,10 +102,10 @@ async fn serve(slot: Arc<HcmSlot>, connection: Connection) {
     let end = if version == HttpVersion::Http2 {
         // Boxed: the task of an HTTP/1 connection must not have room for an HTTP/2 one.
         let run = Box::pin(serve_h2(io, leftover, service, options, control.clone()));
-        drive(run, &config, &drain, &control).await
+        drive(run, &config, &drain, &control, version).await
     } else {
         let run = pin!(serve_h1(ClientIo::new(io, control.clone()), leftover, service, options, control.clone()));
-        drive(run, &config, &drain, &control).await
+        drive(run, &config, &drain, &control, version).await
     };
     config.stats.codec_closed(version);
     counted.ended(&end);
@@ -117,10 +117,11 @@ async fn drive(
     config: &HcmConfig,
     drain: &DrainWatch,
     control: &ConnControl,
+    version: HttpVersion,
 ) -> ConnectionEnd {
     let mut draining = pin!(drain.draining());
     let mut closing = pin!(drain.closing());
-    let mut lifetime = pin!(lifetime(config, control));
+    let mut lifetime = pin!(lifetime(config, control, version));
     let (mut drained, mut closed, mut expired) = (false, false, config.timeouts.max_connection_duration.is_none());
     poll_fn(|cx| {
         if let Poll::Ready(end) = Pin::new(&mut run).poll(cx) {
@@ -148,14 +149,26 @@ async fn drive(
     .await
 }
 
-/// Drains the connection at `max_connection_duration`, and closes it `drain_timeout` later.
-async fn lifetime(config: &HcmConfig, control: &ConnControl) {
-    let Some(limit) = config.timeouts.max_connection_duration else { return };
-    tokio::time::sleep(limit).await;
+/// Ends the connection at `max_connection_duration`, but no stream: HTTP/2 is told to go away. A client of HTTP/1 cannot be told between
+/// two requests, so the next response is the last one, for which the connection waits until `drain_timeout`.
+async fn lifetime(config: &HcmConfig, control: &ConnControl, version: HttpVersion) {
+    let timeouts = &config.timeouts;
+    let Some(limit) = timeouts.max_connection_duration else { return };
+    tokio::time::sleep(longer(limit, timeouts.max_connection_jitter)).await;
     config.stats.downstream_cx_max_duration_reached.inc();
+    if !version.is_multiplexed() {
+        control.drain_patiently();
+        if timeouts.http1_safe {
+            return;
+        }
+        tokio::time::sleep(longer(timeouts.drain, timeouts.drain_jitter)).await;
+    }
     control.drain();
-    tokio::time::sleep(config.timeouts.drain).await;
-    control.close();
+}
+
+/// `duration` and up to `part` of it more.
+fn longer(duration: Duration, part: f64) -> Duration {
+    if part > 0.0 { duration.saturating_add(duration.mul_f64(part * fastrand::f64())) } else { duration }
 }
 
 /// The codec by configuration and ALPN, else by the first bytes. None if the client left before it said anything.
@@ -278,7 +291,9 @@ impl NetworkFilters {
     }
     /// A filter closes the connection: false, once that is due.
     async fn refuse(&self, why: Cow<'static, str>) -> bool {
-        *self.info.connection.termination_details.borrow_mut() = Some(why);
+        if !why.is_empty() {
+            *self.info.connection.termination_details.borrow_mut() = Some(why);
+        }
         let delay = self.info.connection.close_delay.get();
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;

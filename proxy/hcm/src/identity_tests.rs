@@ -58,7 +58,8 @@ fn apply(identity: &Identity, headers: &[(&'static str, &'static str)]) -> (Requ
     connection.remote = nuncio_core::Address::Ip("192.0.2.9:1234".parse().unwrap());
     connection.direct_remote = connection.remote.clone();
     let mut info = StreamInfo::new(Rc::new(connection), None);
-    identity.apply(&mut head, &mut info, &Runtime::default()).unwrap();
+    identity.apply(&mut head, &mut info).unwrap();
+    identity.sample(&mut head, &mut info, &Runtime::default(), None);
     (head, info)
 }
 
@@ -115,7 +116,7 @@ fn detection_extensions_replace_the_default() {
     let (_, info) = apply(&identity, &[("x-real", "203.0.113.5"), ("x-forwarded-for", "198.51.100.1")]);
     assert_eq!(info.remote.without_port(), "203.0.113.5");
     let mut head = RequestHead::new(Method::GET, "a", "/");
-    let refused = identity.apply(&mut head, &mut test_kit::stream_info(), &Runtime::default());
+    let refused = identity.apply(&mut head, &mut test_kit::stream_info());
     assert_eq!(refused, Err(403));
 }
 
@@ -143,7 +144,7 @@ fn hostile_forwarded_for_is_no_address() {
         head.headers.append(X_FORWARDED_FOR.clone(), HeaderValue::from_static(text));
         let mut info = test_kit::stream_info();
         let before = info.remote.clone();
-        Identity { use_remote_address: false, ..edge() }.apply(&mut head, &mut info, &Runtime::default()).unwrap();
+        Identity { use_remote_address: false, ..edge() }.apply(&mut head, &mut info).unwrap();
         assert_eq!(info.remote, before, "{text:?}");
     }
 }

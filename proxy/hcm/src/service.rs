@@ -6,12 +6,13 @@ use crate::hcm::HcmSlot;
 use crate::local_reply;
 use crate::names::*;
 use crate::path::Normalized;
-use crate::router;
+use crate::router::{self, Answered};
 use crate::stream::{Active, MeteredBody};
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use nuncio_core::filter::Needs;
 use nuncio_core::{Body, ByteStr, ConnectionInfo, Exchange, HttpVersion, LocalReply, RequestHead, ResponseFlags, ResponseHead, StreamInfo};
-use nuncio_http::{ConnControl, Malformed, Request, Response, Service};
+use nuncio_format::AccessLogType;
+use nuncio_http::{ConnControl, Malformed, Request, Response, Service, Unserved, WhyUnserved};
 use nuncio_listener::DrainWatch;
 use nuncio_route::{RouteEntry, RouteInput, RouteMatch};
 use std::cell::{Cell, RefCell};
@@ -63,15 +64,22 @@ impl HttpConnection {
         active.has_body = has_body;
         active.control = stream.clone();
         let mut streams = router::Streams { informational, upgrade: None };
-        if let Some(reply) = self.admit(&mut active, upgrade, &mut streams) {
-            return self.reply(active, *reply);
-        }
-        if let Some(reply) = config.filters.on_request(&mut active.ex, |ex| resolve_route(&config, ex)).await {
-            return self.reply(active, *reply);
-        }
-        match router::run(&mut active, &mut streams).await {
-            Ok(()) => self.respond(active),
-            Err(reply) => self.reply(active, *reply),
+        let mut upgrade = upgrade;
+        loop {
+            if config.log_options.on_new_request {
+                active.log(AccessLogType::DownstreamStart);
+            }
+            if let Some(reply) = self.admit(&mut active, upgrade.take(), &mut streams) {
+                return self.reply(active, *reply);
+            }
+            if let Some(reply) = config.filters.on_request(&mut active.ex, |ex| resolve_route(&config, ex)).await {
+                return self.reply(active, *reply);
+            }
+            match router::run(&mut active, &mut streams).await {
+                Ok(Answered::Response) => return self.respond(active),
+                Ok(Answered::Redirected(body)) => active = active.redirected(body),
+                Err(reply) => return self.reply(active, *reply),
+            }
         }
     }
 
@@ -118,14 +126,22 @@ impl HttpConnection {
         if let Some(authority) = config.host.apply(&ex.request.authority, &self.info) {
             ex.request.authority = authority;
         }
-        for mutation in &config.early_mutations {
-            mutation.apply_request(&mut ex.request, &ex.info, None);
+        // A request that follows a redirect was looked at when it came.
+        if active.redirects.is_none() {
+            for mutation in &config.early_mutations {
+                mutation.apply_request(&mut ex.request, &ex.info, None);
+            }
+            let internal = match config.identity.apply(&mut ex.request, &mut ex.info) {
+                Ok(internal) => internal,
+                Err(status) => {
+                    config.stats.downstream_rq_rejected_via_ip_detection.inc();
+                    return refuse(status, "", "rejecting_because_detection_failed");
+                }
+            };
+            first_route(&config, ex, internal);
+        } else {
+            resolve_route(&config, ex);
         }
-        if let Err(status) = config.identity.apply(&mut ex.request, &mut ex.info, &config.server.runtime) {
-            config.stats.downstream_rq_rejected_via_ip_detection.inc();
-            return refuse(status, "", "rejecting_because_detection_failed");
-        }
-        resolve_route(&config, ex);
         self.settle_upgrade(active, upgrade, streams)
     }
 
@@ -175,6 +191,7 @@ impl HttpConnection {
                 body: active.into_body(),
                 close: true,
                 reset: None,
+                flush_timeout: None,
             };
         };
         self.response_headers(&config, ex, &mut head);
@@ -202,7 +219,12 @@ impl HttpConnection {
         if config.filters.needs(Needs::COMPLETE) || !config.access_logs.is_empty() {
             ex.response = Some(head.clone());
         }
-        Response { head, body: active.into_body(), close: drained || early, reset: None }
+        let tunnel = active.ex.request.method == Method::CONNECT && head.status == StatusCode::OK;
+        if tunnel && config.log_options.on_tunnel {
+            active.log(AccessLogType::DownstreamTunnelSuccessfullyEstablished);
+        }
+        let flush_timeout = entry(&active.ex).and_then(|e| e.forward()).and_then(|f| f.flush_timeout().or(f.idle_timeout()));
+        Response { head, body: active.into_body(), close: drained || early, reset: None, flush_timeout }
     }
 
     fn response_headers(&self, config: &HcmConfig, ex: &mut Exchange, head: &mut ResponseHead) {
@@ -281,6 +303,25 @@ impl Service for HttpConnection {
         }
         self.respond(active)
     }
+
+    fn unserved(&self, request: &Unserved) {
+        let config = self.config();
+        let mut info = StreamInfo::new(self.info.clone(), Some(request.version));
+        info.response_code = request.status;
+        info.details = Some(request.details.into());
+        let flag = match request.why {
+            WhyUnserved::Disconnected => ResponseFlags::DOWNSTREAM_CONNECTION_TERMINATION,
+            WhyUnserved::Malformed => ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR,
+            WhyUnserved::Reset => ResponseFlags::DOWNSTREAM_REMOTE_RESET,
+        };
+        info.flags.set(flag);
+        config.stats.downstream_rq_rx_reset.inc();
+        if request.why == WhyUnserved::Malformed {
+            config.stats.downstream_cx_protocol_error.inc();
+        }
+        let head = RequestHead::new(Method::GET, "", "");
+        Active::new(Box::new(Exchange::new(head, Body::Empty, info)), config).unserved();
+    }
 }
 
 fn refuse(status: u16, body: &'static str, details: &'static str) -> Option<Box<LocalReply>> {
@@ -296,28 +337,55 @@ pub fn entry(ex: &Exchange) -> Option<&RouteEntry> {
     ex.route.as_ref()?.as_any().downcast_ref()
 }
 
+/// Matches the route of a request that just came: its table says which headers only internal requests may carry, and its route
+/// whether it is traced.
+fn first_route(config: &HcmConfig, ex: &mut Exchange, internal: bool) {
+    let stripped = match_route(config, ex, internal);
+    if !stripped.is_empty() {
+        for name in &stripped {
+            ex.request.headers.remove(name);
+        }
+        match_route(config, ex, true);
+    }
+    let route = ex.route.clone();
+    let tracing = route.as_ref().and_then(|r| r.as_any().downcast_ref::<RouteEntry>()).and_then(RouteEntry::tracing);
+    config.identity.sample(&mut ex.request, &mut ex.info, &config.server.runtime, tracing);
+}
+
 /// Matches the route and looks its cluster up.
 pub fn resolve_route(config: &HcmConfig, ex: &mut Exchange) {
+    match_route(config, ex, true);
+}
+
+/// The same; gives the headers that a request that is not internal must not carry.
+fn match_route(config: &HcmConfig, ex: &mut Exchange, internal: bool) -> Vec<HeaderName> {
     ex.route = None;
     ex.cluster = None;
-    let table = config.routes();
-    let Some(table) = table.as_ref() else { return };
-    let input = RouteInput { info: &ex.info, random: ex.random, runtime: &config.server.runtime };
-    match table.route(&ex.request, &input) {
-        RouteMatch::Route(entry) => {
+    let Exchange { request, info, random, .. } = &mut *ex;
+    let mut stripped = Vec::new();
+    let found = config.routes.with_table(request, |table| {
+        if !internal {
+            stripped.extend_from_slice(table.internal_only_headers());
+        }
+        let input = RouteInput { info, random: *random, runtime: &config.server.runtime };
+        table.route(request, &input)
+    });
+    match found {
+        Some(RouteMatch::Route(entry)) => {
             ex.info.route_name = Some(nuncio_core::views::RouteView::name(entry.as_ref()).clone()).filter(|n| !n.is_empty());
             ex.info.virtual_host = Some(nuncio_core::views::RouteView::virtual_host(entry.as_ref()).clone());
             ex.cluster = match entry.cluster_slot() {
                 Some(slot) => slot.get(),
-                None => entry.cluster_for(&ex.request).and_then(|slot| slot.get()),
+                None => entry.cluster_for(&ex.request, &ex.info).and_then(|slot| slot.get()),
             };
             if ex.cluster.is_some() {
                 ex.info.upstream_mut().cluster.clone_from(&ex.cluster);
             }
             ex.route = Some(entry);
         }
-        RouteMatch::NotFound => {}
+        Some(RouteMatch::NotFound) | None => {}
     }
+    stripped
 }
 
 /// Which codec a connection speaks, from configuration, ALPN and the first bytes.

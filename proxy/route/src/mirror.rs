@@ -62,7 +62,7 @@ impl MirrorPolicy {
     }
     /// The cluster that the copy goes to.
     pub fn cluster(&self, request: &RequestHead) -> Option<Arc<ClusterSlot>> {
-        self.cluster.resolve(&self.clusters, request)
+        self.cluster.resolve(&self.clusters, request, None)
     }
     /// Changes the copy's head: header mutations, then host (`-shadow` before the port, unless switched off).
     pub fn finalize(&self, request: &mut RequestHead, info: &StreamInfo) {

@@ -11,6 +11,7 @@ use crate::path::{PathCondition, RequestPath};
 use crate::redirect::Redirect;
 use crate::respond::DirectResponse;
 use crate::retry::RetryPolicy;
+use crate::specifier::{Plugins, specifier};
 use crate::table::RouteInput;
 use crate::target::{ClusterRef, WeightedChoice};
 use crate::vhost::{BufferLimit, VirtualHostInfo};
@@ -77,6 +78,7 @@ pub(crate) struct Parents<'a> {
     pub retry: &'a Option<Arc<RetryPolicy>>,
     pub hedge: &'a Option<Arc<HedgePolicy>>,
     pub mirrors: &'a Arc<[Arc<MirrorPolicy>]>,
+    pub plugins: &'a Plugins,
     pub max_direct_response: u32,
 }
 
@@ -169,11 +171,6 @@ impl RouteNode {
         let (action, forwarded) = action(route, &path, parents, at, cx)?;
         let cors = forwarded.and_then(|(action, _)| action.cors.as_ref());
         let filters = parents.filters.with(filters::compile(&route.typed_per_filter_config, cors, at, cx)?);
-        for (set, field, remedy) in [(route.tracing.is_some(), "tracing", "sampling goes by the connection manager's percentages")] {
-            if set {
-                cx.report.warning(&at.field(field), "set", remedy);
-            }
-        }
         let stats = (!route.stat_prefix.is_empty()).then(|| {
             let name = format!("vhost.{}.route.{}.", parents.vhost.name, route.stat_prefix);
             (cx.scope.scope(&name), StatsCell::default())
@@ -289,13 +286,10 @@ fn targets(action: &proto::RouteAction, build: &Build<'_>, at: &At<'_>, cx: &mut
             Some((entries.into(), Some(choice)))
         }
         Some(ClusterSpecifier::ClusterSpecifierPlugin(name)) => {
-            cx.report.unsupported(&at.field("cluster_specifier_plugin"), format_args!("cluster specifier plugin {name}"));
-            None
+            Some(single(build.parents.plugins.get(name, &at.field("cluster_specifier_plugin"), cx)?))
         }
         Some(ClusterSpecifier::InlineClusterSpecifierPlugin(plugin)) => {
-            let name = plugin.extension.as_ref().map_or("", |e| e.name.as_str());
-            cx.report.unsupported(&at.field("inline_cluster_specifier_plugin"), format_args!("cluster specifier plugin {name}"));
-            None
+            Some(single(specifier(plugin, &at.field("inline_cluster_specifier_plugin"), cx)?))
         }
         None => cx.refuse(at, "no cluster_specifier", "set cluster, cluster_header or weighted_clusters"),
     }

@@ -11,6 +11,7 @@ use crate::path::RequestPath;
 use crate::redirect::{forwarded_proto, is_internal};
 use crate::retry::RetryPolicy;
 use crate::route::{LevelHeaders, Parents, RouteNode, header_fields, tls_redirect};
+use crate::specifier::Plugins;
 use crate::vhost::{TableInfo, VirtualHostInfo};
 use http::HeaderName;
 use nuncio_core::diag::At;
@@ -24,6 +25,9 @@ use std::sync::Arc;
 /// Envoy's default of `max_direct_response_body_size_bytes`.
 const MAX_DIRECT_RESPONSE: u32 = 4096;
 
+/// A longer host, a domain name and a port with room to spare, is not asked for by VHDS.
+const MAX_HOST: usize = 300;
+
 /// A compiled route configuration.
 #[derive(Debug)]
 pub struct RouteTable {
@@ -33,6 +37,9 @@ pub struct RouteTable {
     ignore_port: bool,
     /// Header that stands for the host (`vhost_header`).
     vhost_header: Option<HeaderName>,
+    /// Virtual hosts may be added by VHDS.
+    grows: bool,
+    internal_only: Box<[HeaderName]>,
 }
 
 /// What matching needs to know besides the request.
@@ -77,20 +84,6 @@ impl RouteTable {
         table.filter(|_| cx.report.errors() == refused_before).map(Arc::new)
     }
     fn build(config: &proto::RouteConfiguration, at: &At<'_>, cx: &mut RouteCx<'_>) -> Option<Self> {
-        if config.vhds.is_some() {
-            cx.report.unsupported(&at.field("vhds"), "virtual host discovery (VHDS)");
-            return None;
-        }
-        for (i, plugin) in config.cluster_specifier_plugins.iter().enumerate() {
-            let name = plugin.extension.as_ref().map_or("", |e| e.name.as_str());
-            let at = at.field("cluster_specifier_plugins");
-            if plugin.is_optional {
-                cx.report.warning(&at.index(i), format!("cluster specifier plugin {name}"), "ignored, because it is optional");
-            } else {
-                cx.report.unsupported(&at.index(i), format_args!("cluster specifier plugin {name}"));
-                return None;
-            }
-        }
         if !config.route_specifiers.is_empty() {
             cx.report.unsupported(&at.field("route_specifiers"), "a route specifier extension");
             return None;
@@ -106,6 +99,7 @@ impl RouteTable {
             headers: LevelHeaders::compile(&header_fields!(config), at, cx)?,
             filters: FilterConfigs::default().with(filters::compile(&config.typed_per_filter_config, None, at, cx)?),
             mirrors: MirrorPolicy::compile_list(&config.request_mirror_policies, &at.field("request_mirror_policies"), cx)?,
+            plugins: Plugins::compile(&config.cluster_specifier_plugins, &at.field("cluster_specifier_plugins"), cx)?,
             max_direct_response: config.max_direct_response_body_size_bytes.unwrap_or(MAX_DIRECT_RESPONSE),
             info,
         };
@@ -131,11 +125,22 @@ impl RouteTable {
                 Err(_) => return cx.refuse(&at.field("vhost_header"), format!("\"{name}\""), "give a valid header name"),
             },
         };
-        if !config.internal_only_headers.is_empty() {
-            cx.report.unsupported(&at.field("internal_only_headers"), "taking headers from clients outside");
-            return None;
+        let mut internal_only = Vec::with_capacity(config.internal_only_headers.len());
+        for (i, name) in config.internal_only_headers.iter().enumerate() {
+            match HeaderName::from_bytes(name.as_bytes()) {
+                Ok(name) => internal_only.push(name),
+                Err(_) => return cx.refuse(&at.field("internal_only_headers").index(i), format!("{name:?}"), "give a valid header name"),
+            }
         }
-        Some(Self { info: shared.info, domains, hosts: hosts.into(), ignore_port: config.ignore_port_in_host_matching, vhost_header })
+        Some(Self {
+            info: shared.info,
+            domains,
+            hosts: hosts.into(),
+            ignore_port: config.ignore_port_in_host_matching,
+            vhost_header,
+            grows: config.vhds.is_some(),
+            internal_only: internal_only.into(),
+        })
     }
     /// `RouteConfiguration.name`.
     pub fn name(&self) -> &Arc<str> {
@@ -151,6 +156,15 @@ impl RouteTable {
     /// The virtual host that `request` belongs to.
     pub fn virtual_host(&self, request: &RequestHead) -> Option<&Arc<VirtualHostInfo>> {
         self.host(request).map(|host| &host.info)
+    }
+    /// Headers that only internal requests may carry (`internal_only_headers`).
+    pub fn internal_only_headers(&self) -> &[HeaderName] {
+        &self.internal_only
+    }
+    /// The host, in lower case, whose virtual host VHDS may know and this table does not have.
+    pub fn missing_host(&self, request: &RequestHead) -> Option<String> {
+        let host = request.authority.as_str();
+        (self.grows && !host.is_empty() && host.len() <= MAX_HOST && self.host(request).is_none()).then(|| host.to_ascii_lowercase())
     }
     fn host(&self, request: &RequestHead) -> Option<&Host> {
         let host = match &self.vhost_header {
@@ -195,6 +209,7 @@ struct TableLevel {
     headers: LevelHeaders,
     filters: FilterConfigs,
     mirrors: Arc<[Arc<MirrorPolicy>]>,
+    plugins: Plugins,
     max_direct_response: u32,
 }
 
@@ -239,6 +254,7 @@ impl Host {
             retry: &retry,
             hedge: &hedge,
             mirrors: &mirrors,
+            plugins: &table.plugins,
             max_direct_response: table.max_direct_response,
         };
         let routes = match &host.matcher {

@@ -6,7 +6,8 @@ use http::HeaderName;
 use nuncio_core::diag::At;
 use nuncio_core::registry::Runtime;
 use nuncio_core::views::{ClusterSlot, ClusterSlots};
-use nuncio_core::{ByteStr, HeaderKey, RequestHead};
+use nuncio_core::{ByteStr, HeaderKey, RequestHead, StreamInfo};
+use nuncio_matcher::{MatchData, MatchTree};
 use nuncio_proto::envoy::config::route::v3::WeightedCluster;
 use nuncio_proto::envoy::config::route::v3::weighted_cluster::RandomValueSpecifier;
 use std::sync::Arc;
@@ -16,6 +17,10 @@ use std::sync::Arc;
 pub(crate) enum ClusterRef {
     Slot(Arc<ClusterSlot>),
     Header(HeaderKey),
+    /// A match tree over the request; none of its leaves means no cluster.
+    Matcher(Arc<MatchTree<Arc<ClusterSlot>>>),
+    /// A plugin that is not there and need not be.
+    Nowhere,
 }
 
 impl ClusterRef {
@@ -37,11 +42,14 @@ impl ClusterRef {
             None => cx.refuse(at, format!("\"{name}\""), "give a valid header name"),
         }
     }
-    /// The slot for `request`; none if the header is absent or names no known cluster.
-    pub fn resolve(&self, clusters: &ClusterSlots, request: &RequestHead) -> Option<Arc<ClusterSlot>> {
+    /// The slot for `request`; none if the header is absent or names no known cluster, or nothing matches.
+    /// `info` is for plugins.
+    pub fn resolve(&self, clusters: &ClusterSlots, request: &RequestHead, info: Option<&StreamInfo>) -> Option<Arc<ClusterSlot>> {
         match self {
             Self::Slot(slot) => Some(slot.clone()),
             Self::Header(key) => clusters.lookup(&header_value(request, key)?),
+            Self::Matcher(tree) => tree.find(&MatchData::request(request, info?)).cloned(),
+            Self::Nowhere => None,
         }
     }
 }

@@ -75,13 +75,6 @@ impl VirtualHostInfo {
         if host.name.is_empty() {
             return cx.refuse(&at.field("name"), "nothing", "name the virtual host");
         }
-        for (set, field, remedy) in
-            [(host.include_is_timeout_retry_header, "include_is_timeout_retry_header", "retries do not say why they are made")]
-        {
-            if set {
-                cx.report.warning(&at.field(field), "set", remedy);
-            }
-        }
         let scope = cx.scope.scope(&format!("vhost.{}.vcluster.", host.name));
         let cluster = |name: &str, headers| VirtualCluster {
             name: name.into(),

@@ -47,7 +47,7 @@ fn clusters_by_header() {
     slot.set(Some(std::sync::Arc::new(test_kit::FakeCluster::new("known"))));
     let found = |headers: &[(&str, &str)]| {
         let head = get("h", "/", headers);
-        lab.must(&head).cluster_for(&head).map(|slot| slot.name.to_string())
+        lab.must(&head).cluster_for(&head, &nuncio_core::test_kit::stream_info()).map(|slot| slot.name.to_string())
     };
     assert_eq!(found(&[("x-cluster", "known")]).as_deref(), Some("known"));
     assert_eq!(found(&[("x-cluster", "unknown")]), None);

@@ -1,6 +1,9 @@
 """Which stats a request is counted in, and which route table it gets by scope, host discovery or cluster specifier."""
-from harness.config import cluster, endpoint, file_log, route, say, to
+import json
+
+from harness.config import cluster, endpoint, extension, route, say, to
 from harness.setup import Setup, reply
+from harness.validate import Validation
 
 OK = reply(200, [], "fine")
 BAD = reply(503, [], "bad", reason="x")
@@ -59,5 +62,151 @@ def zones():
     return made
 
 
+def tracing():
+    def fraction(percent):
+        return {"numerator": percent, "denominator": "HUNDRED"}
+    shown = {"status": 200, "body": {"inline_string": "%REQ(X-REQUEST-ID):15% %TRACE_ID%|"}, "body_format": {"text_format_source": {
+        "inline_string": "%LOCAL_REPLY_BODY% %REQ(X-REQUEST-ID):15%"}}}
+    ids = {"low": "00000001-0000-4000-8000-000000000000", "high": "ffffffff-0000-4000-8000-000000000000", "sampled": "00000001-0000-9000-8000-000000000000",
+           "forced": "00000001-0000-a000-8000-000000000000", "short": "1234", "no hex": "zzzzzzzz-0000-4000-8000-000000000000"}
+    made = []
+    for name, hcm in {"all": {}, "none": {"random_sampling": {"value": 0}}, "no overall": {"overall_sampling": {"value": 0}},
+                      "no client": {"client_sampling": {"value": 0}, "random_sampling": {"value": 0}}}.items():
+        setup = Setup(f"tracing-{name}", hcm={"tracing": hcm, "always_set_request_id_in_response": True, "preserve_external_request_id": True}, routes=[
+            route("/all", direct_response=shown, tracing={"random_sampling": fraction(100)}),
+            route("/none", direct_response=shown, tracing={"random_sampling": fraction(0), "client_sampling": fraction(0)}),
+            route("/never", direct_response=shown, tracing={"overall_sampling": fraction(0)}),
+            route("/default", direct_response=shown, tracing={}), route("/", direct_response=shown)])
+        for path in ("/", "/all", "/none", "/never", "/default"):
+            for kind, value in ids.items():
+                setup.get(f"{path} {kind}", path, [("x-request-id", value)])
+            setup.get(f"{path} client", path, [("x-request-id", ids["high"]), ("x-client-trace-id", "1")])
+            setup.get(f"{path} force", path, [("x-request-id", ids["high"]), ("x-envoy-force-trace", "1")])
+        made.append(setup)
+    for name, fields in {"unused": {"use_request_id_for_trace_sampling": False}, "unpacked": {"pack_trace_reason": False}}.items():
+        setup = Setup(f"tracing-{name}", routes=[route("/", direct_response=shown)], hcm={"tracing": {}, "request_id_extension": {"typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.request_id.uuid.v3.UuidRequestIdConfig", **fields}}})
+        for kind, value in ids.items():
+            setup.get(kind, "/", [("x-request-id", value)])
+        made.append(setup)
+    return made
+
+
+def internal_only():
+    made = []
+    for name, hcm in {"edge": {"use_remote_address": True}, "hop": {}, "internal": {"use_remote_address": True, "internal_address_config": {
+            "cidr_ranges": [{"address_prefix": "127.0.0.0", "prefix_len": 8}]}}}.items():
+        setup = Setup(f"internal-only-{name}", hcm=hcm, route_config={"name": "t", "internal_only_headers": ["x-secret", "X-Route"], "virtual_hosts": [
+            {"name": "v", "domains": ["*"], "routes": [route({"prefix": "/", "headers": [{"name": "x-route", "present_match": True}]}, direct_response=say("routed")), route("/")]}]})
+        setup.get("plain", "/", [("x-secret", "1"), ("x-other", "1")])
+        setup.get("twice", "/", [("x-secret", "1"), ("X-Secret", "2")])
+        setup.get("route", "/", [("x-route", "1")])
+        setup.get("forwarded", "/", [("x-route", "1"), ("x-secret", "1"), ("x-forwarded-for", "10.0.0.1")])
+        made.append(setup)
+    return made
+
+
+def table(name, *routes, **fields):
+    return {"name": name, "virtual_hosts": [{"name": f"v-{name}", "domains": ["*"], "routes": list(routes) or [route("/", direct_response=say(name))]}], **fields}
+
+
+def scope(name, *keys, **fields):
+    if "route_configuration_name" not in fields:
+        fields.setdefault("route_configuration", table(name))
+    return {"name": name, "key": {"fragments": [{"string_key": key} for key in keys]}, **fields}
+
+
+def extractor(name, **fields):
+    return {"header_value_extractor": {"name": name, **fields}}
+
+
+def scoped(name, fragments, scopes, **fields):
+    hcm = {"route_config": None, "scoped_routes": {"name": "scopes", "scope_key_builder": {"fragments": fragments}, **scopes}}
+    files = {"rds.yaml": "{}", **fields.pop("files", {})}
+    return Setup(name, hcm={**hcm, **fields.pop("hcm", {})}, files=files, **fields)
+
+
+def inline(*scopes):
+    return {"scoped_route_configurations_list": {"scoped_route_configurations": list(scopes)}, "rds_config_source": {"path_config_source": {"path": "@dir@/rds.yaml"}}}
+
+
+def scopes():
+    made = []
+    element = scoped("scope-element", [extractor("x-scope", element_separator=";", element={"separator": "=", "key": "v"})], inline(
+        scope("one", "1"), scope("two", "2"), scope("empty", ""), scope("equal", "a=b")))
+    for value in ["v=1", "v=2", "v=", "v", "v=a=b", "a=1;v=2", "v=3;v=1", "v=1;v=2", " v=1", "V=1", "", ";v=1", "v=1;", "x=1"]:
+        element.get(f"<{value}>", "/", [("x-scope", value)])
+    element.get("none")
+    element.get("two headers", "/", [("x-scope", "a=1"), ("x-scope", "v=1")])
+    element.get("two headers, first", "/", [("x-scope", "v=2"), ("x-scope", "v=1")])
+    made.append(element)
+    index = scoped("scope-index", [extractor("x-scope", element_separator=",", index=1), extractor(":authority", index=0)], inline(
+        scope("one", "1", "host"), scope("other", "1", "other"), scope("blank", " 2", "host"), scope("empty", "", "host")))
+    for value in ["a,1", "a,1,2", "1", "a, 2", "a,", "a,2", ""]:
+        index.get(f"<{value}>", "/", [("x-scope", value)])
+    index.get("other", "/", [("x-scope", "a,1")], host="other")
+    made.append(index)
+    # Internal headers go by the scope's table; a filter or a rewrite may not move a request to another scope's table by accident.
+    fields = scoped("scope-fields", [extractor("x-scope", index=0)], inline(
+        scope("one", "1", route_configuration=table("one", route("/gone", to("nowhere")), route("/"), internal_only_headers=["x-secret"], validate_clusters=False)),
+        scope("two", "2", route_configuration=table("two", route("/a", redirect={"path_redirect": "/b"})))))
+    for value in "123":
+        for path in ("/", "/gone", "/a"):
+            fields.get(f"{value} {path}", path, [("x-scope", value), ("x-secret", "1")])
+    made.append(fields)
+    by_file = scoped("scope-files", [extractor("x-scope", index=0)], {
+        "scoped_rds": {"scoped_rds_config_source": {"path_config_source": {"path": "@dir@/srds.yaml"}}}, "rds_config_source": {"path_config_source": {"path": "@dir@/rds.yaml"}}},
+        files={"rds.yaml": resources("RouteConfiguration", table("t1")),
+               "srds.yaml": resources("ScopedRouteConfiguration", scope("one", "1", route_configuration_name="t1"), scope("two", "2", route_configuration_name="t1"),
+                                      scope("inline", "3"))},
+        stats=[r"^http.test.scoped_rds.*(update_success|scopes)$", r"^http.test.rds.*update_success$"])
+    for value in "12345":
+        by_file.get(value, "/", [("x-scope", value)])
+    made.append(by_file)
+    on_demand = scoped("scope-on-demand", [extractor("x-scope", index=0)], {
+        "scoped_rds": {"scoped_rds_config_source": {"path_config_source": {"path": "@dir@/srds.yaml"}}}, "rds_config_source": {"path_config_source": {"path": "@dir@/rds.yaml"}}},
+        filters=[extension("envoy.filters.http.on_demand", "filters.http.on_demand.v3.OnDemand")], stats=[r"^http.test.scoped_rds.*(update_success|scopes)$"],
+        files={"rds.yaml": resources("RouteConfiguration", table("t1")),
+               "srds.yaml": resources("ScopedRouteConfiguration", scope("one", "1"), scope("late", "2", route_configuration_name="t1", on_demand=True))})
+    for value in "1223":
+        on_demand.get(f"{value} {len(on_demand.cases)}", "/", [("x-scope", value)])
+    made.append(on_demand)
+    asleep = scoped("scope-not-demanded", [extractor("x-scope", index=0)], {
+        "scoped_rds": {"scoped_rds_config_source": {"path_config_source": {"path": "@dir@/srds.yaml"}}}, "rds_config_source": {"path_config_source": {"path": "@dir@/rds.yaml"}}},
+        files={"rds.yaml": resources("RouteConfiguration", table("t1")),
+               "srds.yaml": resources("ScopedRouteConfiguration", scope("one", "1"), scope("late", "2", route_configuration_name="t1", on_demand=True))})
+    for value in "12":
+        asleep.get(value, "/", [("x-scope", value)])
+    made.append(asleep)
+    return made
+
+
+def resources(kind, *messages):
+    return json.dumps({"version_info": "1", "resources": [{"@type": f"type.googleapis.com/envoy.config.route.v3.{kind}", **message} for message in messages]})
+
+
+def refusals():
+    table_of = Validation("scopes-refused")
+
+    def offer(name, fragments, given):
+        table_of.offer(name, hcm=scoped("", fragments, given).hcm)
+    good = [extractor("x", index=0)]
+    offer("fine", good, inline(scope("a", "1")))
+    offer("no fragments", [], inline(scope("a", "1")))
+    offer("index without separator", [extractor("x", index=1)], inline(scope("a", "1")))
+    offer("no extract type", [extractor("x")], inline(scope("a", "1")))
+    offer("no element key", [extractor("x", element={"separator": "="})], inline(scope("a", "1")))
+    offer("no header", [extractor("", index=0)], inline(scope("a", "1")))
+    offer("same key", good, inline(scope("a", "1"), scope("b", "1")))
+    offer("same name", good, inline(scope("a", "1"), scope("a", "2")))
+    offer("no key", good, inline({"name": "a", "route_configuration": table("a")}))
+    offer("no table", good, inline({"name": "a", "key": {"fragments": [{"string_key": "1"}]}}))
+    offer("two tables", good, inline(scope("a", "1", route_configuration=table("a"), route_configuration_name="b")))
+    offer("no scopes", good, inline())
+    offer("no scope name", good, inline(scope("", "1", route_configuration=table("a"))))
+    offer("no source", good, {})
+    return [table_of]
+
+
 def setups():
-    return [*groups(), *zones()]
+    return [*groups(), *zones(), *tracing(), *internal_only(), *scopes(), *refusals()]

@@ -81,6 +81,7 @@ pub fn factories() -> Factories {
                 routes: shared.routes.clone(),
                 clusters: shared.clusters.clone(),
                 extensions: shared.extensions.clone(),
+                discovery: shared.discovery.clone(),
             })],
         }),
         worker_setup: |_| {},
