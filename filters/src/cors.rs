@@ -8,10 +8,11 @@ use nuncio_core::diag::At;
 use nuncio_core::filter::{FilterAction, FilterCx, HttpFilter, Needs};
 use nuncio_core::registry::{FactoryCx, HttpFilterFactory, Server};
 use nuncio_core::stats::Counter;
-use nuncio_core::views::PerFilterConfig;
+use nuncio_core::views::{PerFilterConfig, RouteView};
 use nuncio_core::{Headers, LocalReply, RequestHead};
 use nuncio_matcher::{RuntimeFraction, StringMatcher};
 use nuncio_proto::envoy::extensions::filters::http::cors::v3 as proto;
+use nuncio_route::{DEPRECATED_CORS, RouteEntry};
 use smallvec::SmallVec;
 use std::any::Any;
 use std::sync::Arc;
@@ -97,14 +98,21 @@ struct Policies(SmallVec<[Arc<Policy>; 3]>);
 impl Policies {
     fn of(cx: &FilterCx<'_>) -> Self {
         let mut all = SmallVec::new();
-        if let Some(route) = &cx.ex.route {
-            route.filter_configs(cx.name, &mut |config| {
+        // As Envoy: what the proxy answers itself is not for this filter.
+        let forwards = |route: &dyn RouteView| route.as_any().downcast_ref::<RouteEntry>().is_none_or(|entry| entry.forward().is_some());
+        let Some(route) = cx.ex.route.as_deref().filter(|route| forwards(*route)) else { return Self(all) };
+        // Envoy asks for the typed configuration first and for the deprecated fields after that.
+        for name in [cx.name, DEPRECATED_CORS] {
+            route.filter_configs(name, &mut |config| {
                 if let PerFilterConfig::Config(any) = config
                     && let Ok(policy) = any.clone().downcast::<Policy>()
                 {
                     all.insert(0, policy);
                 }
             });
+            if !all.is_empty() {
+                break;
+            }
         }
         Self(all)
     }
@@ -161,7 +169,11 @@ impl HttpFilter for Filter {
             request.method == Method::OPTIONS && request.headers.get(&header::ACCESS_CONTROL_REQUEST_METHOD).is_some_and(|m| !m.is_empty());
         if preflight && (allowed || !policies.first(|p| p.forward_not_matching).unwrap_or(true)) {
             let mut reply = LocalReply::new(200, "", "cors_response");
-            answer(&policies, request, allowed.then_some(origin), &mut reply.headers);
+            answer(&policies, request, allowed.then_some(origin.clone()), &mut reply.headers);
+            if allowed {
+                // The answer goes through the response phase too.
+                cx.set_state(Allowed { origin, policies });
+            }
             return FilterAction::Respond(Box::new(reply));
         }
         if allowed {

@@ -101,6 +101,9 @@ impl BodySource for Compressed {
     fn is_end(&self) -> bool {
         self.encoder.is_none() && self.trailers.is_none()
     }
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        self.inner.poll_stalled(cx)
+    }
     fn on_sent(&mut self) {
         self.inner.on_sent();
     }

@@ -154,6 +154,9 @@ impl BodySource for Reporting {
     fn is_end(&self) -> bool {
         self.inner.is_end()
     }
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        self.inner.poll_stalled(cx)
+    }
     fn on_sent(&mut self) {
         self.inner.on_sent();
     }

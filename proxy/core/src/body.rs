@@ -67,6 +67,11 @@ pub trait BodySource {
     fn is_end(&self) -> bool {
         false
     }
+    /// Polled instead of [`Self::poll_frame`] while the reader takes no more, so that time limits count then too. Ready if the stream
+    /// must end; after that nothing is polled.
+    fn poll_stalled(&mut self, _cx: &mut Context<'_>) -> Poll<StreamError> {
+        Poll::Pending
+    }
     /// Called once when the codec has handed the last byte to the transport. Not called when the stream is reset.
     fn on_sent(&mut self) {}
 }
@@ -115,6 +120,13 @@ impl Body {
     /// The next frame; `None` at the end.
     pub async fn frame(&mut self) -> Option<Result<Frame, StreamError>> {
         std::future::poll_fn(|cx| self.poll_frame(cx)).await
+    }
+    /// Time limits of a source that nobody reads from now: ready if the stream must end.
+    pub fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        match self {
+            Self::Empty | Self::Full(_) => Poll::Pending,
+            Self::Stream(s) => s.poll_stalled(cx),
+        }
     }
     /// Tells the source that its last byte was handed to the transport.
     pub fn on_sent(&mut self) {

@@ -37,9 +37,9 @@ names! {
     X_ENVOY_ORIGINAL_URL "x-envoy-original-url";
     X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT "x-envoy-hedge-on-per-try-timeout";
     X_ENVOY_ATTEMPT_COUNT "x-envoy-attempt-count";
+    X_ENVOY_IS_TIMEOUT_RETRY "x-envoy-is-timeout-retry";
     X_ENVOY_UPSTREAM_SERVICE_TIME "x-envoy-upstream-service-time";
     X_ENVOY_OVERLOADED "x-envoy-overloaded";
-    X_ENVOY_RATELIMITED "x-envoy-ratelimited";
     X_ENVOY_IMMEDIATE_HEALTH_CHECK_FAIL "x-envoy-immediate-health-check-fail";
     GRPC_TIMEOUT "grpc-timeout";
     GRPC_STATUS "grpc-status";

@@ -34,6 +34,8 @@ stats! {
         downstream_rq_overload_close, downstream_rq_redirected_with_normalized_path, downstream_rq_rejected_via_ip_detection,
         downstream_rq_response_before_rq_complete, downstream_rq_ws_on_non_ws_route, downstream_rq_too_many_premature_resets,
         downstream_rq_1xx, downstream_rq_2xx, downstream_rq_3xx, downstream_rq_4xx, downstream_rq_5xx,
+        passthrough_internal_redirect_bad_location, passthrough_internal_redirect_no_route, passthrough_internal_redirect_predicate,
+        passthrough_internal_redirect_too_many_redirects, passthrough_internal_redirect_unsafe_scheme,
         no_route, no_cluster, rq_direct_response, rq_redirect, rq_total, rq_reset_after_downstream_response_started, rq_retry_skipped_request_not_complete,
     }
     gauge {

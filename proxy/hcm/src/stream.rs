@@ -2,17 +2,19 @@
 //! owns it while the codec pulls the response. Whoever holds it last writes the access log and the stats, however the
 //! stream ends: complete, reset by either side, or dropped with its connection. Belongs to one worker.
 
-use crate::config::LocalConfig;
-use crate::router::UpstreamMeter;
+use crate::config::{HcmConfig, LocalConfig};
+use crate::router::{Redirects, UpstreamMeter};
 use nuncio_core::filter::Needs;
-use nuncio_core::{Body, BodySource, Exchange, Frame, ResponseFlags, StreamError};
+use nuncio_core::{Body, BodySource, Exchange, Frame, ResponseFlags, StreamError, StreamInfo};
 use nuncio_format::AccessLogType;
 use nuncio_format::FormatContext;
 use nuncio_http::StreamControl;
 use std::borrow::Cow;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
+use tokio::time::Sleep;
 
 /// The exchange and the configuration that it began with.
 pub struct Active {
@@ -26,7 +28,33 @@ pub struct Active {
     pub control: StreamControl,
     /// The request has a body.
     pub has_body: bool,
+    /// Redirects of upstreams that were followed for the client's request.
+    pub redirects: Option<Box<Redirects>>,
+    /// When the next line of a stream that is not over is due.
+    ticks: Ticks,
     outcome: Outcome,
+}
+
+/// Writes the lines of `access_log_flush_interval`.
+#[derive(Default)]
+pub struct Ticks(Option<Pin<Box<Sleep>>>);
+
+impl Ticks {
+    /// Writes a line if one is due, and has the task woken for the next.
+    pub fn poll(&mut self, ex: &Exchange, config: &HcmConfig, cx: &mut Context<'_>) {
+        let Some(interval) = config.log_options.interval else { return };
+        let timer = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep(interval)));
+        while timer.as_mut().poll(cx).is_ready() {
+            log(ex, config, AccessLogType::DownstreamPeriodic);
+            timer.as_mut().reset(tokio::time::Instant::now() + interval);
+        }
+    }
+}
+
+fn log(ex: &Exchange, config: &HcmConfig, kind: AccessLogType) {
+    if !config.access_logs.is_empty() {
+        config.access_logs.log(&FormatContext::exchange(ex).of_type(kind));
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,13 +65,68 @@ enum Outcome {
     Sent,
     /// We reset the stream.
     Reset,
+    /// Another stream goes on for the same client.
+    Redirected,
 }
 
 impl Active {
     /// Begins a stream.
     pub fn new(ex: Box<Exchange>, config: LocalConfig) -> Self {
         config.stats.request(ex.request.version);
-        Self { ex, config, upstream_meter: None, headless: false, control: StreamControl::none(), has_body: false, outcome: Outcome::Open }
+        Self {
+            ex,
+            config,
+            upstream_meter: None,
+            headless: false,
+            control: StreamControl::none(),
+            has_body: false,
+            redirects: None,
+            ticks: Ticks::default(),
+            outcome: Outcome::Open,
+        }
+    }
+
+    /// Writes a line of a stream that goes on.
+    pub fn log(&self, kind: AccessLogType) {
+        log(&self.ex, &self.config, kind);
+    }
+
+    /// The exchange beside what writes its periodic lines.
+    pub fn ticking(&mut self) -> (&Exchange, &mut Ticks) {
+        (&self.ex, &mut self.ticks)
+    }
+
+    /// Ends this stream at a redirect that the proxy follows, and begins the one for its target. Source: Envoy's `recreateStream`.
+    pub fn redirected(mut self, body: Body) -> Self {
+        let old = &mut *self.ex;
+        let mut info = StreamInfo::new(old.info.connection.clone(), old.info.protocol);
+        // What the client did, and what was settled about it.
+        (info.start, info.start_instant) = (old.info.start, old.info.start_instant);
+        info.remote = old.info.remote.clone();
+        info.request_id.clone_from(&old.info.request_id);
+        info.sampled = old.info.sampled;
+        info.health_check = old.info.health_check;
+        // As Envoy, which counts the body again.
+        let again = body.remaining().unwrap_or_default();
+        info.request_meter.bytes.set(old.info.request_meter.bytes.get() + again);
+        info.request_meter.last.set(old.info.request_meter.last.get());
+        info.last_downstream_rx = old.info.last_downstream_rx;
+        info.filter_state = old.info.filter_state.clone();
+        info.request_header_bytes = old.info.request_header_bytes;
+        let mut exchange = Exchange::new(old.request.clone(), body, info);
+        exchange.random = old.random;
+        let mut next = Self::new(Box::new(exchange), self.config.clone());
+        next.control = self.control.clone();
+        next.has_body = self.has_body;
+        next.redirects = self.redirects.take();
+        self.outcome = Outcome::Redirected;
+        next
+    }
+
+    /// Ends a stream that the codec has dealt with: there is no request to show.
+    pub fn unserved(mut self) {
+        self.headless = true;
+        self.outcome = Outcome::Sent;
     }
 
     /// Turns the finished response phase into the body that the codec pulls.
@@ -52,12 +135,25 @@ impl Active {
         Body::Stream(Box::new(ResponseBody { active: self, inner }))
     }
 
+    /// The response breaks off.
+    fn cut(&mut self, error: &StreamError) {
+        self.outcome = Outcome::Reset;
+        crate::router::errors::after_response_started(&mut self.ex.info, error);
+        let stats = &self.config.stats;
+        match error {
+            StreamError::LocalReset(crate::router::errors::MAX_DURATION) => stats.downstream_rq_max_duration_reached.inc(),
+            StreamError::LocalReset(crate::router::errors::STREAM_IDLE_TIMEOUT) => stats.downstream_rq_idle_timeout.inc(),
+            _ => {}
+        }
+        stats.rq_reset_after_downstream_response_started.inc();
+    }
+
     fn finish(&mut self) {
         let ex = &mut *self.ex;
         let stats = &self.config.stats;
         stats.downstream_rq_active.dec();
         match self.outcome {
-            Outcome::Sent => {}
+            Outcome::Sent | Outcome::Redirected => {}
             Outcome::Reset => stats.downstream_rq_tx_reset.inc(),
             Outcome::Open => {
                 // The client went away, or reset its stream.
@@ -83,7 +179,7 @@ impl Active {
         ex.info.wire_tx_bytes = self.control.bytes_sent();
         let elapsed = ex.info.elapsed();
         ex.info.duration = Some(elapsed);
-        if ex.info.response_code != 0 && !ex.info.health_check {
+        if ex.info.response_code != 0 && !ex.info.health_check && self.outcome != Outcome::Redirected {
             stats.response(ex.info.response_code);
             self.config.listener_stats.response(ex.info.response_code);
             stats.downstream_rq_time.record(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
@@ -116,6 +212,7 @@ struct ResponseBody {
 
 impl BodySource for ResponseBody {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
+        self.active.ticks.poll(&self.active.ex, &self.active.config, cx);
         let next = std::task::ready!(self.inner.poll_frame(cx));
         let ex = &mut *self.active.ex;
         Poll::Ready(match next {
@@ -129,19 +226,18 @@ impl BodySource for ResponseBody {
                 Some(Ok(Frame::Trailers(trailers)))
             }
             Some(Err(error)) => {
-                self.active.outcome = Outcome::Reset;
-                crate::router::errors::after_response_started(&mut ex.info, &error);
-                let stats = &self.active.config.stats;
-                match error {
-                    StreamError::LocalReset(crate::router::errors::MAX_DURATION) => stats.downstream_rq_max_duration_reached.inc(),
-                    StreamError::LocalReset(crate::router::errors::STREAM_IDLE_TIMEOUT) => stats.downstream_rq_idle_timeout.inc(),
-                    _ => {}
-                }
-                self.active.config.stats.rq_reset_after_downstream_response_started.inc();
+                self.active.cut(&error);
                 Some(Err(error))
             }
             None => None,
         })
+    }
+
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        self.active.ticks.poll(&self.active.ex, &self.active.config, cx);
+        let error = std::task::ready!(self.inner.poll_stalled(cx));
+        self.active.cut(&error);
+        Poll::Ready(error)
     }
 
     fn remaining(&self) -> Option<u64> {

@@ -24,6 +24,7 @@ pub enum ConnectionEnd {
 #[derive(Debug, Default)]
 pub struct ConnControl {
     drain: Cell<bool>,
+    patient: Cell<bool>,
     close: Cell<bool>,
     active: Cell<u32>,
     last_write: Cell<bool>,
@@ -39,7 +40,18 @@ impl ConnControl {
     /// connection without requests closes now.
     pub fn drain(&self) {
         self.drain.set(true);
+        self.patient.set(false);
         self.wake();
+    }
+    /// The next response is the last one: as [`Self::drain`], but an HTTP/1 connection without a request waits for one.
+    pub fn drain_patiently(&self) {
+        if !self.drain.replace(true) {
+            self.patient.set(true);
+        }
+    }
+    /// Whether a connection without requests is to close.
+    pub(crate) fn closes_when_idle(&self) -> bool {
+        self.drain.get() && !self.patient.get()
     }
     /// Ends the connection at once; running streams see it as a client that went away.
     pub fn close(&self) {

@@ -156,7 +156,8 @@ pub struct ServerOptions {
     pub request_headers_timeout: Option<Duration>,
     /// How long to wait for the peer to close after our last byte when it may still be sending. Default 1 s.
     pub delayed_close_timeout: Duration,
-    /// `stream_flush_timeout`: how long a client may leave a response unread; then its stream (HTTP/1: connection) is reset.
+    /// `stream_flush_timeout`: how long a client may leave the end of a response unread; then its stream (HTTP/1: connection) is reset.
+    /// Before its end the body itself knows ([`nuncio_core::BodySource::poll_stalled`]).
     /// Default 5 min, as `stream_idle_timeout`.
     pub stream_flush_timeout: Option<Duration>,
     /// Counts those (`http2.tx_flush_timeout`; Envoy has no such counter for HTTP/1).

@@ -5,6 +5,7 @@ use nuncio_core::{Body, RequestHead, ResponseHead};
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 /// Answers the requests of one connection.
 pub trait Service: 'static {
@@ -59,11 +60,17 @@ pub struct Response {
 impl Response {
     /// A response that leaves the connection open.
     pub fn new(head: ResponseHead, body: Body) -> Self {
-        Self { head, body, close: false, reset: None }
+        Self { head, body, close: false, reset: None, flush_timeout: None }
     }
     /// No response at all: the stream is reset with HTTP/2 `code`, an HTTP/1 connection closed.
     pub fn reset(code: u32) -> Self {
-        Self { head: ResponseHead::new(StatusCode::SERVICE_UNAVAILABLE), body: Body::Empty, close: false, reset: Some(code) }
+        Self {
+            head: ResponseHead::new(StatusCode::SERVICE_UNAVAILABLE),
+            body: Body::Empty,
+            close: false,
+            reset: Some(code),
+            flush_timeout: None,
+        }
     }
 }
 
@@ -74,6 +81,9 @@ pub(crate) trait StreamOps {
     /// Whether the client ended this stream alone, and not its connection.
     fn was_reset(&self, serial: u64) -> bool;
     fn bytes_received(&self, serial: u64) -> u64;
+    /// How long the client may leave the end of this response unread, in the place of
+    /// [`crate::ServerOptions::stream_flush_timeout`]; the inner none is no limit.
+    pub flush_timeout: Option<Option<Duration>>,
     fn bytes_sent(&self, serial: u64) -> u64;
 }
 

@@ -49,7 +49,9 @@ impl FilterConfigs {
     }
 }
 
-/// Name of the cors filter, to which the deprecated `cors` fields belong.
+/// Name under which the deprecated `cors` fields stand: no filter of a chain has it, whatever the cors filter is called there.
+pub const DEPRECATED_CORS: &str = "envoy.filters.http.cors\0deprecated";
+/// Canonical name of the cors filter, which compiles them.
 const CORS: &str = "envoy.filters.http.cors";
 
 /// Compiles the `typed_per_filter_config` of one level and its deprecated `cors` field.
@@ -60,11 +62,10 @@ pub(crate) fn compile(configs: &BTreeMap<String, Any>, cors: Option<&LegacyCors>
         let config = entry(filter, any, &at_map.key(filter), cx)?;
         level.extend(config.map(|config| (filter.as_str().into(), config)));
     }
-    // Envoy asks for the typed configuration first and for the deprecated field after that.
-    if let Some(cors) = cors.filter(|_| !configs.contains_key(CORS)) {
+    if let Some(cors) = cors {
         let at = at.field("cors");
         let any = typed::pack(&modern_cors(cors));
-        level.extend(extension(CORS, &any, false, &at, cx)?.map(|config| (CORS.into(), config)));
+        level.extend(extension(CORS, &any, false, &at, cx)?.map(|config| (DEPRECATED_CORS.into(), config)));
     }
     Some(level)
 }

@@ -109,9 +109,6 @@ impl HedgePolicy {
             }
             None => Fraction::NEVER,
         };
-        if policy.hedge_on_per_try_timeout {
-            cx.report.warning(&at.field("hedge_on_per_try_timeout"), "true", "an attempt ends when its retry begins");
-        }
         Some(Arc::new(Self { initial_requests, additional_request_chance, hedge_on_per_try_timeout: policy.hedge_on_per_try_timeout }))
     }
 }
@@ -166,9 +163,6 @@ impl Forward {
         if action.retry_policy_typed_config.is_some() {
             cx.report.unsupported(&at.field("retry_policy_typed_config"), "a retry policy extension");
             return None;
-        }
-        if action.flush_timeout.is_some() {
-            cx.report.warning(&at.field("flush_timeout"), "set", "idle_timeout bounds flushing");
         }
         let not_found_status = match Code::try_from(action.cluster_not_found_response_code) {
             Ok(Code::ServiceUnavailable) => 503,
@@ -335,6 +329,10 @@ fn grpc_timeout(action: &proto::RouteAction, at: &At<'_>, cx: &mut RouteCx<'_>) 
     Some(max.map(|max| GrpcTimeout { max, offset: offset.unwrap_or_default(), stream_duration }))
 }
 
+fn has_tlvs(config: &ProxyProtocolConfig) -> bool {
+    config.pass_through_tlvs.is_some() || !config.added_tlvs.is_empty()
+}
+
 fn upgrades(configs: &[proto::route_action::UpgradeConfig], at: &At<'_>, cx: &mut RouteCx<'_>) -> Option<Box<[Upgrade]>> {
     let mut all: Vec<Upgrade> = Vec::with_capacity(configs.len());
     for (i, config) in configs.iter().enumerate() {
@@ -348,8 +346,12 @@ fn upgrades(configs: &[proto::route_action::UpgradeConfig], at: &At<'_>, cx: &mu
             Some(_) if kind.as_ref() != "connect" && kind.as_ref() != "connect-udp" => {
                 return cx.refuse(&at.field("connect_config"), format!("connect_config of upgrade {kind}"), "only CONNECT has one");
             }
-            Some(_) if config.enabled.unwrap_or(true) => {
-                cx.report.unsupported(&at.field("connect_config"), "ending CONNECT here");
+            Some(_) if kind.as_ref() == "connect-udp" && config.enabled.unwrap_or(true) => {
+                cx.report.unsupported(&at.field("connect_config"), "ending CONNECT-UDP here");
+                return None;
+            }
+            Some(connect) if connect.proxy_protocol_config.as_ref().is_some_and(has_tlvs) => {
+                cx.report.unsupported(&at.field("connect_config").field("proxy_protocol_config"), "TLVs in the PROXY header");
                 return None;
             }
             Some(connect) => Some(ConnectConfig { proxy_protocol: connect.proxy_protocol_config.clone(), allow_post: connect.allow_post }),

@@ -29,7 +29,7 @@ pub enum RedirectPredicate {
     PreviousRoutes,
     /// The route's name is one of these.
     AllowListedRoutes(Vec<String>),
-    /// From http to https, or the same scheme.
+    /// From https to http, or the same scheme.
     SafeCrossScheme,
 }
 
@@ -49,13 +49,9 @@ impl InternalRedirectPolicy {
                 allow_cross_scheme_redirect: false,
                 response_headers_to_copy: Vec::new(),
             });
-            if policy.is_some() {
-                cx.report.warning(&at.field("internal_redirect_action"), "set", "redirects of the upstream go to the client");
-            }
             return Some(policy);
         };
         let at = at.field("internal_redirect_policy");
-        cx.report.warning(&at, "set", "redirects of the upstream go to the client");
         let mut codes = Vec::new();
         for (i, code) in policy.redirect_response_codes.iter().enumerate() {
             match code {

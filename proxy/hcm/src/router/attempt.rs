@@ -3,14 +3,16 @@
 use super::Streams;
 use super::deadlines::{Deadline, Deadlines};
 use super::groups::Groups;
+use super::hedge::{Hedges, Judge};
 use super::request_body::{PumpError, RequestPump};
+use super::retry::RetryState;
 use super::timeouts::Timeouts;
 use nuncio_core::{RequestHead, ResponseHead, StreamError};
 use nuncio_upstream::{Cluster, Host, OpenOptions, UpstreamStream, Upstreams};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 /// A response that began.
@@ -24,6 +26,12 @@ pub struct Try {
 /// How an attempt ended; with the stream, if there was one, for what logs say of it.
 pub enum End {
     Response(Box<Try>),
+    /// An earlier attempt, let run beside this one, answered first.
+    Hedged {
+        answered: Box<Try>,
+        host: Arc<Host>,
+        pump: RequestPump,
+    },
     /// The upstream failed. `processed` is false if it cannot have seen the request.
     Upstream {
         error: StreamError,
@@ -37,9 +45,14 @@ pub enum End {
 
 /// Why a stream gave no response.
 enum Failed {
-    Upstream { error: StreamError, processed: bool },
+    Upstream {
+        error: StreamError,
+        processed: bool,
+    },
     Deadline(Deadline),
     Downstream(StreamError),
+    /// Something else ended the request's attempts.
+    Other(End),
 }
 
 /// What an attempt works with.
@@ -55,6 +68,9 @@ pub struct Attempt<'a> {
     pub idle: Option<Duration>,
     pub streams: &'a Streams,
     pub proxy_continue: bool,
+    /// Attempts that run beside this one.
+    pub hedges: Option<&'a mut Hedges>,
+    pub retry: Option<&'a RetryState>,
 }
 
 impl Attempt<'_> {
@@ -63,15 +79,19 @@ impl Attempt<'_> {
         let mut began = Instant::now();
         self.deadlines.set(Deadline::PerTry, None);
         self.deadlines.set(Deadline::PerTryIdle, self.timeouts.per_try_idle);
-        if self.pump.received_all() {
+        let mut complete = self.pump.received_all();
+        if complete {
             self.request_complete();
         }
         let mut stream = match self.open(options).await {
             Ok(stream) => stream,
             Err(end) => return end,
         };
+        if complete {
+            // As Envoy: a try begins on its connection; until then the cluster's connect_timeout counts.
+            self.deadlines.set(Deadline::PerTry, self.timeouts.per_try);
+        }
         self.groups.each(|group| group.traffic.upstream_rq_total.inc());
-        let mut complete = self.pump.received_all();
         let mut sending = true;
         let end = poll_fn(|cx| {
             if sending {
@@ -91,6 +111,7 @@ impl Attempt<'_> {
                     complete = true;
                     began = Instant::now();
                     self.request_complete();
+                    self.deadlines.set(Deadline::PerTry, self.timeouts.per_try);
                 }
             }
             loop {
@@ -109,6 +130,9 @@ impl Attempt<'_> {
                     Poll::Pending => break,
                 }
             }
+            if let Poll::Ready(end) = self.poll_hedges(cx) {
+                return Poll::Ready(Err(Failed::Other(end)));
+            }
             self.deadlines.poll(cx).map(|which| Err(Failed::Deadline(which)))
         })
         .await;
@@ -117,6 +141,7 @@ impl Attempt<'_> {
             Err(Failed::Upstream { error, processed }) => End::Upstream { error, processed, stream: Some(Box::new(stream)) },
             Err(Failed::Deadline(which)) => End::Deadline(which, Some(Box::new(stream))),
             Err(Failed::Downstream(error)) => End::Downstream(error),
+            Err(Failed::Other(end)) => end,
         }
     }
 
@@ -124,21 +149,36 @@ impl Attempt<'_> {
     async fn open(&mut self, options: &OpenOptions<'_>) -> Result<UpstreamStream, End> {
         let mut open = pin!(self.upstreams.open(self.cluster, self.host, self.request, self.pump.is_empty(), options));
         let deadlines = &mut *self.deadlines;
-        poll_fn(|cx| match open.as_mut().poll(cx) {
-            Poll::Ready(Ok(stream)) => Poll::Ready(Ok(stream)),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(End::Upstream { error, processed: false, stream: None })),
-            Poll::Pending => deadlines.poll(cx).map(|which| Err(End::Deadline(which, None))),
+        let judge = Judge { cluster: self.cluster, request: self.request, retry: self.retry, alone: false };
+        let hedges = &mut self.hedges;
+        poll_fn(|cx| {
+            match open.as_mut().poll(cx) {
+                Poll::Ready(Ok(stream)) => return Poll::Ready(Ok(stream)),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(End::Upstream { error, processed: false, stream: None })),
+                Poll::Pending => {}
+            }
+            if let Some(Poll::Ready(end)) = hedges.as_mut().map(|hedges| hedges.poll(cx, judge)) {
+                return Poll::Ready(Err(end));
+            }
+            deadlines.poll(cx).map(|which| Err(End::Deadline(which, None)))
         })
         .await
     }
 
-    /// The client's request is complete: the route timeout and the per-try timeout begin.
+    fn poll_hedges(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        let judge = Judge { cluster: self.cluster, request: self.request, retry: self.retry, alone: false };
+        match &mut self.hedges {
+            Some(hedges) => hedges.poll(cx, judge),
+            None => Poll::Pending,
+        }
+    }
+
+    /// The client's request is complete: the route timeout begins.
     fn request_complete(&mut self) {
         self.deadlines.set(Deadline::Request, None);
         if !self.deadlines.is_set(Deadline::Global) {
             self.deadlines.set(Deadline::Global, self.timeouts.global);
         }
-        self.deadlines.set(Deadline::PerTry, self.timeouts.per_try);
     }
 
     fn touch(&mut self) {

@@ -3,19 +3,26 @@
 //! Source: `envoy/extensions/filters/http/router/v3/router.proto`, docs "Router" and "HTTP route management".
 
 mod attempt;
+mod attempts;
 pub mod config;
 mod deadlines;
 pub mod errors;
 mod finish;
 mod forward;
 mod groups;
+mod hedge;
 mod mirror;
+mod redirect;
+mod report;
 mod request_body;
 mod retry;
+mod select;
 mod timeouts;
+mod tunnel;
 mod upstream_body;
 
 pub use config::RouterConfig;
+pub use redirect::Redirects;
 pub use upstream_body::UpstreamMeter;
 
 use crate::service::entry;
@@ -33,8 +40,16 @@ pub struct Streams {
     pub upgrade: Option<Body>,
 }
 
-/// Answers the request. On `Ok` the exchange holds the response; `Err` is a local reply.
-pub async fn run(active: &mut Active, streams: &mut Streams) -> Result<(), Box<LocalReply>> {
+/// How the router was done with a request.
+pub enum Answered {
+    /// The exchange holds the response.
+    Response,
+    /// The upstream redirected, and the proxy follows: the exchange's request now asks for the target, with this body.
+    Redirected(Body),
+}
+
+/// Answers the request. `Err` is a local reply.
+pub async fn run(active: &mut Active, streams: &mut Streams) -> Result<Answered, Box<LocalReply>> {
     let stats = &active.config.stats;
     stats.rq_total.inc();
     let Some(route) = active.ex.route.clone() else {
@@ -61,8 +76,17 @@ pub async fn run(active: &mut Active, streams: &mut Streams) -> Result<(), Box<L
             let kind = Some(direct.content_type()).filter(|kind| direct.is_formatted() && *kind != "text/plain");
             Err(Box::new(answer(active, entry, status, body, location, kind)))
         }
-        Action::NonForwarding => Err(Box::new(LocalReply::new(404, "", "route_not_found").flag(ResponseFlags::NO_ROUTE_FOUND))),
-        Action::Forward(forward) => forward::forward(active, streams, entry, forward).await,
+        // As Envoy, where such a route names the empty cluster.
+        Action::NonForwarding => {
+            stats.no_cluster.inc();
+            Err(Box::new(LocalReply::new(503, "", "cluster_not_found").flag(ResponseFlags::NO_CLUSTER_FOUND)))
+        }
+        Action::Forward(forward) => {
+            if entry.refreshes_cluster() {
+                active.ex.cluster = entry.cluster_for(&active.ex.request, &active.ex.info).and_then(|slot| slot.get());
+            }
+            forward::forward(active, streams, entry, forward).await
+        }
     }
 }
 

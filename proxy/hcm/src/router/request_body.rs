@@ -85,6 +85,34 @@ impl RequestPump {
         self.sent_end = self.is_empty();
         true
     }
+    /// Splits off what the current attempt must still send of a complete request, so that this pump can serve another attempt.
+    pub fn detach(&mut self) -> Self {
+        Self {
+            source: Body::Empty,
+            queue: std::mem::take(&mut self.queue),
+            kept: None,
+            ended: self.ended,
+            sent_end: self.sent_end,
+            frames: self.frames,
+            tees: Vec::new(),
+        }
+    }
+    /// Takes the body of a complete request that was kept in full, for a request that follows this one. Trailers do not go with it.
+    pub fn take_kept(&mut self) -> Body {
+        let Some(mut kept) = self.kept.take() else { return Body::Empty };
+        match (kept.data.pop(), kept.data.is_empty()) {
+            (None, _) => Body::Empty,
+            (Some(only), true) => Body::Full(only),
+            (Some(last), false) => {
+                kept.data.push(last);
+                Body::Full(kept.data.concat().into())
+            }
+        }
+    }
+    /// The body itself, of which nothing was sent yet.
+    pub fn into_source(self) -> Body {
+        self.source
+    }
     /// The upstream takes no more of the body: the rest is not read.
     pub fn abandon(&mut self) {
         self.sent_end = true;

@@ -18,8 +18,9 @@ pub struct Timeouts {
     pub max_stream_duration: Option<Duration>,
     /// The client asked for a 204 in the place of a 504.
     pub alt_response: bool,
-    /// The upstream is told what is left of the whole time, not of a try.
-    hedged: bool,
+    /// An attempt that runs into its per-try timeout goes on beside the retry. The upstream is told what is left of the whole time, not of a
+    /// try.
+    pub hedged: bool,
     tell_expected: bool,
 }
 
@@ -85,9 +86,12 @@ pub fn settle(
     // Headers for this proxy, not for the upstream.
     let mut taken = |name: &HeaderName| head.headers.remove(name).is_some_and(|v| v.as_bytes() == b"true" || v.as_bytes() == b"1");
     timeouts.alt_response = taken(&X_ENVOY_UPSTREAM_RQ_TIMEOUT_ALT_RESPONSE);
-    timeouts.hedged =
-        taken(&X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT) || forward.hedge_policy().is_some_and(|hedge| hedge.hedge_on_per_try_timeout);
     taken(&X_ENVOY_UPSTREAM_ALT_STAT_NAME);
+    timeouts.hedged = match head.headers.remove(&X_ENVOY_HEDGE_ON_PER_TRY_TIMEOUT).as_ref().map(HeaderValue::as_bytes) {
+        Some(b"true") => true,
+        Some(b"false") => false,
+        _ => forward.hedge_policy().is_some_and(|hedge| hedge.hedge_on_per_try_timeout),
+    };
     timeouts.tell_expected = !config.suppress_envoy_headers;
     let expected = timeouts.tell(head, Duration::ZERO);
     if grpc {

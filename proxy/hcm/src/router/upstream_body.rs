@@ -169,6 +169,20 @@ impl UpstreamBody {
         }
     }
 
+    fn poll_deadlines(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        self.note_sent();
+        self.deadlines.poll(cx).map(|which| {
+            StreamError::LocalReset(match which {
+                Deadline::Global => errors::RESPONSE_TIMEOUT,
+                Deadline::PerTry => errors::PER_TRY_TIMEOUT,
+                Deadline::PerTryIdle => errors::PER_TRY_IDLE_TIMEOUT,
+                Deadline::Idle | Deadline::Request => errors::STREAM_IDLE_TIMEOUT,
+                Deadline::MaxDuration => errors::MAX_DURATION,
+                Deadline::UpstreamMaxDuration => errors::UPSTREAM_MAX_DURATION,
+            })
+        })
+    }
+
     /// What the client sends keeps the stream from being idle too.
     fn note_sent(&mut self) {
         let written = self.with_stream(UpstreamStream::bytes_written).unwrap_or(self.written);
@@ -197,21 +211,18 @@ impl BodySource for UpstreamBody {
                 self.ended = true;
                 Poll::Ready(None)
             }
-            Poll::Pending => {
-                self.note_sent();
-                match self.deadlines.poll(cx) {
-                    Poll::Pending => Poll::Pending,
-                    Poll::Ready(which) => self.fail(StreamError::LocalReset(match which {
-                        Deadline::Global => errors::RESPONSE_TIMEOUT,
-                        Deadline::PerTry => errors::PER_TRY_TIMEOUT,
-                        Deadline::PerTryIdle => errors::PER_TRY_IDLE_TIMEOUT,
-                        Deadline::Idle | Deadline::Request => errors::STREAM_IDLE_TIMEOUT,
-                        Deadline::MaxDuration => errors::MAX_DURATION,
-                        Deadline::UpstreamMaxDuration => errors::UPSTREAM_MAX_DURATION,
-                    })),
-                }
-            }
+            Poll::Pending => match self.poll_deadlines(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(error) => self.fail(error),
+            },
         }
+    }
+
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        if self.ended {
+            return Poll::Pending;
+        }
+        self.poll_deadlines(cx)
     }
 
     fn remaining(&self) -> Option<u64> {

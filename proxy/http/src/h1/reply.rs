@@ -15,6 +15,7 @@ use nuncio_core::{Body, Frame, Headers, HttpVersion};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
@@ -41,7 +42,7 @@ pub async fn reply<IO>(conn: &Conn<IO>, control: &ConnControl, exchange: Exchang
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let Response { head, mut body, close, reset } = response;
+    let Response { head, mut body, close, reset, flush_timeout } = response;
     let Exchange { asked, version, keep_alive } = exchange;
     if reset.is_some() || conn.state.borrow().closed {
         return Outcome::Abort;
@@ -77,7 +78,8 @@ where
     conn.settle_upgrade(accepted);
     let done = framing == Framing::None;
     let last = !accepted && (close || framing == Framing::UntilClose);
-    let mut pump = Pump { framing, done, failed: false, last, timer: Timer::default(), blocked: None };
+    let flush_timeout = flush_timeout.unwrap_or(conn.options.stream_flush_timeout);
+    let mut pump = Pump { framing, done, failed: false, last, flush_timeout, timer: Timer::default(), blocked: None };
     let sent = poll_fn(|cx| pump.poll(conn, control, &mut body, cx)).await;
     if sent.is_err() || pump.failed {
         return Outcome::Abort;
@@ -99,6 +101,7 @@ struct Pump {
     failed: bool,
     /// The connection closes behind this response.
     last: bool,
+    flush_timeout: Option<Duration>,
     timer: Timer,
     /// The client takes nothing: since when, and how much it had taken.
     blocked: Option<(Instant, u64)>,
@@ -132,8 +135,17 @@ impl Pump {
             control.register(cx);
             let failed = match flushed {
                 Poll::Ready(flushed) => flushed.is_err(),
-                Poll::Pending if self.is_stuck(conn, cx) => true,
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending if self.done => match self.is_stuck(conn, cx) {
+                    true => true,
+                    false => return Poll::Pending,
+                },
+                // The body was asked and has its own clock.
+                Poll::Pending if starved => return Poll::Pending,
+                Poll::Pending => {
+                    let error = ready!(body.poll_stalled(cx));
+                    log::debug!("response body given up: {error}");
+                    true
+                }
             };
             if failed {
                 conn.mark_closed();
@@ -148,9 +160,9 @@ impl Pump {
             }
         }
     }
-    /// Whether the client has taken nothing for `stream_flush_timeout`.
+    /// Whether the client has taken nothing of the end for `flush_timeout`.
     fn is_stuck<IO>(&mut self, conn: &Conn<IO>, cx: &mut Context<'_>) -> bool {
-        let Some(timeout) = conn.options.stream_flush_timeout else { return false };
+        let Some(timeout) = self.flush_timeout else { return false };
         let taken = conn.state.borrow().tx;
         let since = match self.blocked {
             Some((since, before)) if before == taken => since,

@@ -124,7 +124,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Driver<IO> {
                 }
                 begun
             };
-            if !begun && self.control.is_draining() {
+            if !begun && self.control.closes_when_idle() {
                 return Poll::Ready(Err(NoHead::End(ConnectionEnd::Local)));
             }
             if self.conn.state.borrow().eof {

@@ -17,6 +17,7 @@ use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// What became of an upgrade (CONNECT).
@@ -260,7 +261,7 @@ async fn call(shared: &Shared, call: impl Future<Output = Response>) -> Response
 }
 
 async fn reply(shared: &Shared, response: Response, extended: bool, accepted: bool, bodiless: bool, options: &ServerOptions) {
-    let Response { head, mut body, reset, .. } = response;
+    let Response { head, mut body, reset, flush_timeout, .. } = response;
     if shared.closed.get() {
         return;
     }
@@ -284,44 +285,29 @@ async fn reply(shared: &Shared, response: Response, extended: bool, accepted: bo
         }
     };
     shared.open_gate(accepted);
-    if end || pump(shared, &mut send, &mut body, options).await {
+    if end || pump(shared, &mut send, &mut body, options, flush_timeout.unwrap_or(options.stream_flush_timeout)).await {
         body.on_sent();
     }
 }
 
-/// Moves the body into the stream. True if it was handed over to its end.
-async fn pump(shared: &Shared, send: &mut SendStream<Bytes>, body: &mut Body, options: &ServerOptions) -> bool {
-    let mut timer = Timer::default();
+/// Moves the body into the stream. True if it was handed over to its end, and the client's windows have taken it.
+async fn pump(shared: &Shared, send: &mut SendStream<Bytes>, body: &mut Body, options: &ServerOptions, flush: Option<Duration>) -> bool {
     loop {
-        let mut blocked = None;
-        let mut stuck = false;
         let frame = poll_fn(|cx| {
             // Room first: what cannot be sent is not asked for.
-            if send.capacity() == 0 {
-                send.reserve_capacity(1);
-                match send.poll_capacity(cx) {
-                    Poll::Ready(Some(Ok(_))) => {}
-                    Poll::Ready(_) => return Poll::Ready(Err(())),
-                    Poll::Pending => {
-                        let since = *blocked.get_or_insert_with(Instant::now);
-                        stuck = options.stream_flush_timeout.is_some_and(|timeout| timer.poll_passed(since + timeout, cx));
-                        return if stuck { Poll::Ready(Err(())) } else { Poll::Pending };
-                    }
-                }
+            match poll_room(send, cx) {
+                Poll::Ready(true) => {}
+                Poll::Ready(false) => return Poll::Ready(None),
+                Poll::Pending => return body.poll_stalled(cx).map(|error| Some(Some(Err(error)))),
             }
             if let Poll::Ready(end) = send.poll_reset(cx) {
                 shared.reset.set(end.is_ok());
-                return Poll::Ready(Err(()));
+                return Poll::Ready(None);
             }
-            body.poll_frame(cx).map(Ok)
+            body.poll_frame(cx).map(Some)
         })
         .await;
-        let Ok(frame) = frame else {
-            if stuck {
-                options.tx_flush_timeout.inc();
-                options.stats.tx_reset.inc();
-                send.send_reset(Reason::CANCEL);
-            }
+        let Some(frame) = frame else {
             shared.mark_closed();
             return false;
         };
@@ -329,7 +315,12 @@ async fn pump(shared: &Shared, send: &mut SendStream<Bytes>, body: &mut Body, op
             Some(Ok(Frame::Data(data))) => {
                 let end = body.is_end();
                 shared.sent(data.len() as u64);
-                (send.send_data(data, end), end)
+                let room = data.len() <= send.capacity();
+                let result = send.send_data(data, end && room);
+                if end && !room && result.is_ok() {
+                    return finish(shared, send, options, flush).await;
+                }
+                (result, end)
             }
             Some(Ok(Frame::Trailers(trailers))) => {
                 options.stats.trailers.inc();
@@ -358,4 +349,36 @@ async fn pump(shared: &Shared, send: &mut SendStream<Bytes>, body: &mut Body, op
             return true;
         }
     }
+}
+
+/// Ready when the stream has room for more than it holds, or (`false`) is over.
+fn poll_room(send: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<bool> {
+    if send.capacity() > 0 {
+        return Poll::Ready(true);
+    }
+    send.reserve_capacity(1);
+    send.poll_capacity(cx).map(|room| matches!(room, Some(Ok(_))))
+}
+
+/// Ends the stream once the client has made room for all of it, which it must within `flush`.
+async fn finish(shared: &Shared, send: &mut SendStream<Bytes>, options: &ServerOptions, flush: Option<Duration>) -> bool {
+    let mut timer = Timer::default();
+    let deadline = flush.map(|limit| Instant::now() + limit);
+    let mut stuck = false;
+    let room = poll_fn(|cx| {
+        let room = poll_room(send, cx);
+        stuck = room.is_pending() && deadline.is_some_and(|deadline| timer.poll_passed(deadline, cx));
+        if stuck { Poll::Ready(false) } else { room }
+    })
+    .await;
+    if room {
+        return send.send_data(Bytes::new(), true).is_ok();
+    }
+    if stuck {
+        options.tx_flush_timeout.inc();
+        options.stats.tx_reset.inc();
+        send.send_reset(Reason::CANCEL);
+    }
+    shared.mark_closed();
+    false
 }

@@ -293,7 +293,7 @@ fn interleave(all: Vec<SocketAddr>, v4_first: Option<bool>, count: usize) -> Vec
 }
 
 /// The PROXY protocol header that tells `addresses` (client, server); `UNKNOWN`/LOCAL if there are none.
-pub(crate) fn proxy_header(v2: bool, addresses: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
+pub fn proxy_header(v2: bool, addresses: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
     // Both ends must be of one family; an IPv4 beside an IPv6 is told as mapped.
     let addresses = addresses.map(|(a, b)| match (a, b) {
         (SocketAddr::V4(x), SocketAddr::V6(_)) => (SocketAddr::new(x.ip().to_ipv6_mapped().into(), x.port()), b),

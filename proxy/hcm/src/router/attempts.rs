@@ -1,0 +1,222 @@
+//! Attempts one after another, or beside each other with hedging, until one gives a final response. Runs on the worker that owns
+//! the stream. Source: Envoy's `Router::Filter` (`maybeRetryReset`, `onUpstreamHeaders`, `onPerTryTimeout`).
+
+use super::Streams;
+use super::attempt::{End, Try};
+use super::deadlines::Deadline;
+use super::errors;
+use super::finish;
+use super::forward::Forwarding;
+use super::hedge::{Flight, Hedges, Judge};
+use super::report::downstream_failed;
+use super::retry::Failure;
+use nuncio_core::{LocalReply, ResponseFlags, ResponseHead, StreamError};
+use nuncio_upstream::{Host, UpstreamStream};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+/// What the end of an attempt leads to.
+enum Verdict {
+    Final(Box<Try>),
+    /// Another attempt, after this long.
+    Again(Duration),
+}
+
+impl Forwarding<'_> {
+    /// Attempts until one gives a response that is final.
+    pub(super) async fn attempts(&mut self, streams: &Streams) -> Result<Box<Try>, Box<LocalReply>> {
+        loop {
+            self.active.ex.info.attempts += 1;
+            let host = self.pick()?;
+            let end = self.attempt(&host, streams).await;
+            self.tried_priorities.push(host.priority());
+            self.tried.push(host.clone());
+            self.timed_out_try = false;
+            let mut verdict = self.judge(&host, end, true)?;
+            loop {
+                match verdict {
+                    Some(Verdict::Final(response)) => return Ok(response),
+                    Some(Verdict::Again(delay)) => match self.back_off(delay).await {
+                        None => break,
+                        Some(end) => verdict = self.judge(&host, end, false)?,
+                    },
+                    // Attempts that were let run before this one may do better.
+                    None => {
+                        let end = Box::pin(self.hedged_end(None)).await;
+                        verdict = match end {
+                            Some(end) => self.judge(&host, end, false)?,
+                            None => None,
+                        };
+                    }
+                }
+            }
+            if !self.pump.rewind() {
+                return Err(errors::before_response(&StreamError::LocalReset("request_body_not_kept"), true));
+            }
+        }
+    }
+
+    /// What follows from the end of an attempt; none if it gave nothing and others still run. `flying`: it is the end of the newest attempt,
+    /// which is at `host`.
+    fn judge(&mut self, host: &Arc<Host>, end: End, flying: bool) -> Result<Option<Verdict>, Box<LocalReply>> {
+        match end {
+            End::Response(response) => {
+                self.report_response(host, &response);
+                if let Some(delay) = self.retry_response(&response.head) {
+                    finish::charge_retried(&self.cluster, &self.active.config, response.head.status.as_u16());
+                    return Ok(Some(Verdict::Again(delay)));
+                }
+                Ok((!self.is_hedged() || !self.judge_of(true).is_bad(&response.head)).then_some(Verdict::Final(response)))
+            }
+            End::Hedged { answered, host, pump } => {
+                self.report_response(&host, &answered);
+                self.active.ex.info.upstream_mut().host = Some(host);
+                self.pump = pump;
+                Ok(Some(Verdict::Final(answered)))
+            }
+            End::Upstream { error, processed, .. } => {
+                self.report_reset(host, &error);
+                if let Some(delay) = self.retry_after(&Failure::Reset { error: &error, processed }) {
+                    return Ok(Some(Verdict::Again(delay)));
+                }
+                if self.is_hedged() {
+                    return Ok(None);
+                }
+                Err(errors::before_response(&error, self.active.ex.info.attempts > 1))
+            }
+            End::Deadline(Deadline::PerTry | Deadline::PerTryIdle, Some(stream)) if self.hedges.is_some() => {
+                Ok(self.let_run(host, *stream).map(Verdict::Again))
+            }
+            End::Deadline(which, _) => {
+                if flying {
+                    self.report_timeout(host, which);
+                }
+                self.report_hedges(which);
+                self.timed_out_try = true;
+                let delay = match which {
+                    Deadline::PerTry | Deadline::PerTryIdle => self.retry_after(&Failure::PerTryTimeout),
+                    _ => None,
+                };
+                delay.map(|delay| Some(Verdict::Again(delay))).ok_or_else(|| self.timed_out(which))
+            }
+            End::Downstream(error) => Err(downstream_failed(&error)),
+        }
+    }
+
+    /// Whether attempts run beside the newest one.
+    fn is_hedged(&self) -> bool {
+        self.hedges.as_ref().is_some_and(|hedges| !hedges.is_empty())
+    }
+
+    fn judge_of(&self, alone: bool) -> Judge<'_> {
+        Judge { cluster: &self.cluster, request: &self.active.ex.request, retry: self.retry.as_ref(), alone }
+    }
+
+    /// Keeps an attempt that took too long; the delay before the retry that it causes, if one is left.
+    fn let_run(&mut self, host: &Arc<Host>, stream: UpstreamStream) -> Option<Duration> {
+        self.cluster.report(host, nuncio_upstream::Outcome::LocalOriginTimeout);
+        self.timed_out_try = true;
+        let again = self.retry_after(&Failure::Slow);
+        let pump = self.pump.detach();
+        if let Some(hedges) = &mut self.hedges {
+            let now = Instant::now();
+            let began = self.timeouts.per_try.and_then(|ran| now.checked_sub(ran)).unwrap_or(now);
+            hedges.add(Flight { host: host.clone(), stream, pump, began });
+        }
+        again
+    }
+
+    /// A timeout of the whole request meets every attempt that runs.
+    fn report_hedges(&mut self, which: Deadline) {
+        let Some(hedges) = self.hedges.as_ref().filter(|_| which == Deadline::Global) else { return };
+        for host in hedges.hosts() {
+            self.cluster.stats().traffic.upstream_rq_timeout.inc();
+            self.groups.each(|group| group.traffic.upstream_rq_timeout.inc());
+            host.stats.rq_timeout.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Waits before the next attempt. The end of the request, if that comes first.
+    async fn back_off(&mut self, delay: Duration) -> Option<End> {
+        if delay.is_zero() {
+            return None;
+        }
+        Box::pin(self.hedged_end(Some(delay))).await
+    }
+
+    /// Waits, for `limit` at most, for a deadline or for what was let run.
+    async fn hedged_end(&mut self, limit: Option<Duration>) -> Option<End> {
+        let judge = Judge { cluster: &self.cluster, request: &self.active.ex.request, retry: self.retry.as_ref(), alone: limit.is_none() };
+        let (deadlines, hedges) = (&mut self.deadlines, &mut self.hedges);
+        let mut sleep = pin!(limit.map(tokio::time::sleep));
+        poll_fn(|cx| {
+            if let Some(Poll::Ready(end)) = hedges.as_mut().map(|hedges: &mut Hedges| hedges.poll(cx, judge)) {
+                return Poll::Ready(Some(end));
+            }
+            if let Poll::Ready(which) = deadlines.poll(cx) {
+                return Poll::Ready(Some(End::Deadline(which, None)));
+            }
+            match sleep.as_mut().as_pin_mut() {
+                Some(sleep) => sleep.poll(cx).map(|()| None),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// The delay before another attempt, if the policy, the body and the budgets allow one.
+    fn retry_response(&mut self, head: &ResponseHead) -> Option<Duration> {
+        let wait = self.retry.as_ref().map(|r| r.back_off(Some(head)));
+        self.allow(&Failure::Response(head)).then_some(wait).flatten()
+    }
+
+    pub(super) fn retry_after(&mut self, failure: &Failure<'_>) -> Option<Duration> {
+        let allowed = self.allow(failure);
+        allowed.then(|| self.retry.as_ref().map_or(Duration::ZERO, |r| r.back_off(None)))
+    }
+
+    fn allow(&mut self, failure: &Failure<'_>) -> bool {
+        let traffic = &self.cluster.stats().traffic;
+        let Some(retry) = &mut self.retry else { return unseen(failure) && self.once_for_reuse() };
+        if !retry.wants(failure) {
+            return unseen(failure) && self.once_for_reuse();
+        }
+        if !self.pump.can_replay() {
+            traffic.retry_or_shadow_abandoned.inc();
+            return false;
+        }
+        if retry.is_exhausted() {
+            traffic.upstream_rq_retry_limit_exceeded.inc();
+            self.groups.each(|group| group.traffic.upstream_rq_retry_limit_exceeded.inc());
+            self.active.ex.info.flags.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+            return false;
+        }
+        self.guard = None;
+        self.guard = self.cluster.try_retry(self.priority);
+        if self.guard.is_none() {
+            traffic.upstream_rq_retry_overflow.inc();
+            self.groups.each(|group| group.traffic.upstream_rq_retry_overflow.inc());
+            self.active.ex.info.flags.set(ResponseFlags::UPSTREAM_OVERFLOW);
+            return false;
+        }
+        traffic.upstream_rq_retry.inc();
+        self.groups.each(|group| group.traffic.upstream_rq_retry.inc());
+        traffic.upstream_rq_retry_backoff_exponential.inc();
+        retry.take()
+    }
+
+    /// A request that no upstream can have seen may go again once without a policy: a reused connection that the server closed
+    /// in the same moment is nobody's fault.
+    fn once_for_reuse(&mut self) -> bool {
+        self.active.ex.info.attempts == 1 && self.pump.rewind()
+    }
+}
+
+/// Whether the upstream cannot have seen anything of the request.
+fn unseen(failure: &Failure<'_>) -> bool {
+    matches!(failure, Failure::Reset { error: StreamError::ConnectionClosed(_), processed: false })
+}
