@@ -15,6 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -31,6 +33,8 @@ enum Tell {
     Push(DeltaDiscoveryResponse),
     /// Ends the stream.
     Hang,
+    /// Sends a message that is no answer.
+    Garbage,
 }
 
 /// A control plane that answers subscriptions with what it was given, and reports every request.
@@ -96,12 +100,11 @@ async fn stream(
     let mut buffer = Vec::new();
     let mut out: Option<h2::SendStream<Bytes>> = None;
     let mut nonce = 0;
-    let mut send = move |response: &DeltaDiscoveryResponse| {
+    let mut send = move |message: Vec<u8>| {
         let stream = out.get_or_insert_with(|| {
             let head = http::Response::builder().header("content-type", "application/grpc").body(()).unwrap();
             respond.send_response(head, false).unwrap()
         });
-        let message = response.encode_to_vec();
         let mut frame = vec![0];
         frame.extend_from_slice(&(message.len() as u32).to_be_bytes());
         frame.extend_from_slice(&message);
@@ -111,7 +114,8 @@ async fn stream(
     loop {
         tokio::select! {
             told = told.recv() => match told {
-                Some(Tell::Push(response)) => send(&response),
+                Some(Tell::Push(response)) => send(response.encode_to_vec()),
+                Some(Tell::Garbage) => send(vec![0xff; 40]),
                 Some(Tell::Hang) | None => break,
             },
             data = body.data() => {
@@ -130,7 +134,8 @@ async fn stream(
                     if is_answered && (request.resource_names_unsubscribe.is_empty() || !names.is_empty()) {
                         nonce += 1;
                         let resources = all.into_iter().filter(|r| names.is_empty() || names.contains(&r.name)).collect();
-                        send(&DeltaDiscoveryResponse { type_url: request.type_url.clone(), nonce: format!("auto-{nonce}"), system_version_info: "first".into(), resources, ..Default::default() });
+                        let response = DeltaDiscoveryResponse { type_url: request.type_url.clone(), nonce: format!("auto-{nonce}"), system_version_info: "first".into(), resources, ..Default::default() };
+                        send(response.encode_to_vec());
                     }
                     let _ = tx.send(request);
                 }
@@ -195,6 +200,19 @@ fn routes(cluster: &str) -> Resource {
     resource(types::ROUTE, "r", &yaml)
 }
 
+/// A bootstrap that takes everything from the control plane at `socket`.
+fn bootstrap(socket: &std::path::Path) -> String {
+    format!(
+        r#"{{node: {{id: me, cluster: test}}, admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}},
+        dynamic_resources: {{lds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}}, cds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}},
+          ads_config: {{api_type: DELTA_GRPC, transport_api_version: V3, set_node_on_first_message_only: true, grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}}},
+        static_resources: {{clusters: [{{name: xds, type: STATIC, connect_timeout: 1s,
+          typed_extension_protocol_options: {{envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {{"@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {{http2_protocol_options: {{}}}}}}}},
+          load_assignment: {{cluster_name: xds, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: "{}"}}}}}}}}]}}]}}}}]}}}}"#,
+        socket.display()
+    )
+}
+
 #[test]
 fn serves_what_the_control_plane_says_and_refuses_by_name() {
     let dir = Folder::new("ads");
@@ -206,16 +224,7 @@ fn serves_what_the_control_plane_says_and_refuses_by_name() {
         (types::ROUTE, vec![routes("a")]),
     ]);
     let plane = ControlPlane::start(socket.clone(), world);
-    let yaml = format!(
-        r#"{{node: {{id: me, cluster: test}}, admin: {{address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}}},
-        dynamic_resources: {{lds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}}, cds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}},
-          ads_config: {{api_type: DELTA_GRPC, transport_api_version: V3, set_node_on_first_message_only: true, grpc_services: [{{envoy_grpc: {{cluster_name: xds}}}}]}}}},
-        static_resources: {{clusters: [{{name: xds, type: STATIC, connect_timeout: 1s,
-          typed_extension_protocol_options: {{envoy.extensions.upstreams.http.v3.HttpProtocolOptions: {{"@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions, explicit_http_config: {{http2_protocol_options: {{}}}}}}}},
-          load_assignment: {{cluster_name: xds, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{pipe: {{path: "{}"}}}}}}}}]}}]}}}}]}}}}"#,
-        socket.display()
-    );
-    let proxy = Proxy::start(&dir.0, yaml);
+    let proxy = Proxy::start(&dir.0, bootstrap(&socket));
 
     let first = plane.request("CDS", |r| r.type_url == types::CLUSTER);
     assert_eq!(first.node.as_ref().map(|n| n.id.as_str()), Some("me"));
@@ -260,5 +269,149 @@ fn serves_what_the_control_plane_says_and_refuses_by_name() {
     let gone = plane.request("unsubscription", |r| r.type_url == types::ROUTE && !r.resource_names_unsubscribe.is_empty());
     assert_eq!(gone.resource_names_unsubscribe, ["r"]);
 
+    assert_eq!(proxy.quit(), 0);
+}
+
+/// What Istio and other control planes do on bad days, under constant requests: streams that end before, between and after answers,
+/// answers that nobody asked for, that hold nothing, that name what is not subscribed, and bytes that are no answer. Nothing is lost,
+/// and the last change is in force.
+#[test]
+fn a_control_plane_that_comes_and_goes_loses_no_request() {
+    let dir = Folder::new("ads-outage");
+    let socket = dir.0.join("xds");
+    let world = World::from([
+        (types::CLUSTER, vec![cluster("a"), cluster("b")]),
+        (types::ENDPOINT, vec![endpoints("a", upstream("a")), endpoints("b", upstream("b"))]),
+        (types::LISTENER, vec![resource(types::LISTENER, "web", LISTENER)]),
+        (types::ROUTE, vec![routes("a")]),
+    ]);
+    let plane = ControlPlane::start(socket.clone(), world);
+    let proxy = Proxy::start(&dir.0, bootstrap(&socket));
+    proxy.wait_live();
+    let web = proxy.listener("web").unwrap();
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let load = std::thread::spawn({
+        let (web, stop) = (web.clone(), stop.clone());
+        move || {
+            let (mut served, mut failed) = (0, Vec::new());
+            while !stop.load(Ordering::Relaxed) {
+                match http(&web, "GET", "/") {
+                    Some((200, _)) => served += 1,
+                    other => failed.push(other),
+                }
+            }
+            (served, failed)
+        }
+    });
+    for round in 0..4 {
+        let _ = plane.tell.send(Tell::Hang);
+        plane.request("CDS of a new stream", |r| {
+            r.type_url == types::CLUSTER && r.node.is_some() && !r.initial_resource_versions.is_empty()
+        });
+        // Nothing at all, for each type; something nobody asked for; the removal of what never was.
+        for kind in [types::CLUSTER, types::ENDPOINT, types::LISTENER, types::ROUTE] {
+            plane.push(kind, &format!("empty{round}{kind}"), vec![], &["never-was"]);
+        }
+        plane.push(types::ENDPOINT, &format!("stray{round}"), vec![endpoints("stranger", 9)], &[]);
+        plane.push("type.googleapis.com/no.such.Type", &format!("unknown{round}"), vec![], &[]);
+        if round % 2 == 1 {
+            let _ = plane.tell.send(Tell::Garbage);
+            plane.request("CDS after garbage", |r| r.type_url == types::CLUSTER && r.node.is_some());
+        }
+        let target = if round % 2 == 0 { "b" } else { "a" };
+        let nonce = format!("turn{round}");
+        plane.push(types::ROUTE, &nonce, vec![routes(target)], &[]);
+        plane.request("ACK of the turn", |r| r.response_nonce == nonce && r.error_detail.is_none());
+        assert_eq!(http(&web, "GET", "/").unwrap(), (200, target.to_string()), "round {round}");
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (served, failed) = load.join().unwrap();
+    assert!(failed.is_empty() && served > 0, "{served} served, lost: {failed:?}");
+    assert_eq!(proxy.stat("control_plane.connected_state").as_deref(), Some("1"));
+    assert_eq!(proxy.quit(), 0);
+}
+
+const SCOPED: &str = r#"
+name: web
+address: {socket_address: {address: 127.0.0.1, port_value: 0}}
+filter_chains:
+- filters:
+  - name: hcm
+    typed_config:
+      "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+      stat_prefix: web
+      scoped_routes:
+        name: scopes
+        scope_key_builder: {fragments: [{header_value_extractor: {name: ":path", element_separator: /, index: 1}}]}
+        rds_config_source: {ads: {}, resource_api_version: V3}
+        scoped_rds: {scoped_rds_config_source: {ads: {}, resource_api_version: V3}}
+      http_filters:
+      - name: envoy.filters.http.on_demand
+        typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.on_demand.v3.OnDemand}
+      - name: envoy.filters.http.router
+        typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
+"#;
+
+fn scope(name: &str, key: &str, more: &str) -> Resource {
+    resource(types::SCOPED_ROUTE, name, &format!("{{name: {name}, key: {{fragments: [{{string_key: '{key}'}}]}}, {more}}}"))
+}
+fn saying(text: &str) -> String {
+    format!(
+        "name: {text}, domains: ['*'], routes: [{{match: {{prefix: /}}, direct_response: {{status: 200, body: {{inline_string: {text}}}}}}}]"
+    )
+}
+fn saying_table(name: &str) -> Resource {
+    resource(types::ROUTE, name, &format!("{{name: {name}, virtual_hosts: [{{{}}}]}}", saying(name)))
+}
+
+#[test]
+fn scopes_choose_tables_and_what_is_missing_is_fetched_while_the_request_waits() {
+    let dir = Folder::new("scopes");
+    let socket = dir.0.join("xds");
+    let growing = "{name: growing, vhds: {config_source: {ads: {}, resource_api_version: V3}}}";
+    let world = World::from([
+        (types::LISTENER, vec![resource(types::LISTENER, "web", SCOPED)]),
+        (
+            types::SCOPED_ROUTE,
+            vec![
+                scope("one", "1", "route_configuration_name: plain"),
+                scope("two", "2", "route_configuration_name: growing"),
+                scope("three", "3", "route_configuration_name: late, on_demand: true"),
+            ],
+        ),
+        (types::ROUTE, vec![saying_table("plain"), saying_table("late"), resource(types::ROUTE, "growing", growing)]),
+        (types::VIRTUAL_HOST, vec![resource(types::VIRTUAL_HOST, "growing/test", &format!("{{{}}}", saying("found")))]),
+    ]);
+    let plane = ControlPlane::start(socket.clone(), world);
+    let proxy = Proxy::start(&dir.0, bootstrap(&socket));
+    let rds = plane.request("RDS", |r| r.type_url == types::ROUTE && !r.resource_names_subscribe.is_empty());
+    assert_eq!(rds.resource_names_subscribe, ["growing", "plain"]);
+    plane.request("VHDS", |r| r.type_url == types::VIRTUAL_HOST && r.resource_names_subscribe == ["growing"]);
+    proxy.wait_live();
+    let web = proxy.listener("web").unwrap();
+    assert_eq!(http(&web, "GET", "/1/").unwrap(), (200, "plain".to_string()));
+    assert_eq!(http(&web, "GET", "/9/").unwrap().0, 404);
+    // Asked for while the request waits, and there for the next one.
+    assert_eq!(http(&web, "GET", "/2/").unwrap(), (200, "found".to_string()));
+    plane.request("VHDS of a host", |r| r.resource_names_subscribe == ["growing/test"]);
+    assert_eq!(http(&web, "GET", "/2/").unwrap(), (200, "found".to_string()));
+    assert_eq!(http(&web, "GET", "/3/").unwrap(), (200, "late".to_string()));
+    plane.request("RDS of a scope", |r| r.resource_names_subscribe == ["late"]);
+    let dump = proxy.get("/config_dump");
+    for text in ["dynamic_scoped_route_configs", "\"name\": \"three\"", "\"string_key\": \"3\""] {
+        assert!(dump.contains(text), "{text} in {dump}");
+    }
+    assert_eq!(proxy.stat("http.web.scoped_rds.scopes.all_scopes").as_deref(), Some("3"));
+    assert_eq!(proxy.stat("http.web.scoped_rds.scopes.update_success").as_deref(), Some("1"));
+
+    // A host that nobody has ends the wait; a scope that takes another's key is refused by name.
+    plane.push(types::VIRTUAL_HOST, "v2", vec![], &["growing/test"]);
+    plane.request("ACK of v2", |r| r.response_nonce == "v2" && r.error_detail.is_none());
+    plane.push(types::SCOPED_ROUTE, "s2", vec![scope("four", "1", "route_configuration_name: late")], &["three"]);
+    let nack = plane.request("NACK of s2", |r| r.response_nonce == "s2").error_detail.unwrap().message;
+    assert!(nack.starts_with("four: key") && nack.contains("'one'"), "{nack}");
+    assert_eq!(http(&web, "GET", "/3/").unwrap().0, 404);
+    assert_eq!(http(&web, "GET", "/1/").unwrap().1, "plain");
     assert_eq!(proxy.quit(), 0);
 }
