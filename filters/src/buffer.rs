@@ -2,16 +2,14 @@
 //! Source: `envoy/extensions/filters/http/buffer/v3/buffer.proto`.
 
 use crate::config::decode;
-use bytes::{Bytes, BytesMut};
+use crate::whole::{Collected, collect, too_long};
 use http::{HeaderValue, header};
 use nuncio_core::diag::{At, Report};
 use nuncio_core::filter::{FilterAction, FilterCx, HttpFilter, Needs, Outcome};
 use nuncio_core::registry::{FactoryCx, HttpFilterFactory};
-use nuncio_core::{Body, BodySource, Frame, Headers, LocalReply, StreamError};
 use nuncio_proto::envoy::extensions::filters::http::buffer::v3 as proto;
 use std::any::Any;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 /// Factory of `envoy.extensions.filters.http.buffer.v3.Buffer`, per route `BufferPerRoute`.
 #[derive(Debug)]
@@ -74,85 +72,26 @@ impl HttpFilter for Filter {
         }
         FilterAction::Await(Box::pin(async move {
             let ex = &mut *cx.ex;
-            // An announced length that is too long need not be received.
-            if ex.request_body.remaining().is_some_and(|n| n > limit as u64) {
-                return Outcome::Respond(too_long());
-            }
-            let mut data = BytesMut::new();
-            let mut trailers = None;
-            let mut first = Bytes::new();
-            while let Some(frame) = ex.request_body.frame().await {
-                match frame {
-                    Ok(Frame::Data(piece)) => {
-                        if data.len() + first.len() + piece.len() > limit {
-                            return Outcome::Respond(too_long());
-                        }
-                        // Most bodies come in one piece, which needs no copy.
-                        if first.is_empty() && data.is_empty() {
-                            first = piece;
-                        } else {
-                            data.extend_from_slice(&std::mem::take(&mut first));
-                            data.extend_from_slice(&piece);
-                        }
-                    }
-                    Ok(Frame::Trailers(t)) => trailers = Some(t),
-                    Err(e) => {
-                        // The client is gone or broke the protocol: let the stream end as it would have.
-                        ex.request_body = Body::Stream(Box::new(Failed(Some(e))));
-                        return Outcome::Continue;
-                    }
+            match collect(&mut ex.request_body, limit, false).await {
+                Collected::TooLong => return Outcome::Respond(too_long()),
+                Collected::Whole(data, false) if !ex.request.headers.contains(&header::CONTENT_LENGTH) => {
+                    ex.request.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(data.len()));
+                    ex.request.headers.remove(&header::TRANSFER_ENCODING);
                 }
+                Collected::Whole(..) | Collected::Part(..) | Collected::Failed => {}
             }
-            let whole = if data.is_empty() { first } else { data.freeze() };
-            let headers = &mut ex.request.headers;
-            if trailers.is_none() && !headers.contains(&header::CONTENT_LENGTH) {
-                headers.insert(header::CONTENT_LENGTH, HeaderValue::from(whole.len()));
-                headers.remove(&header::TRANSFER_ENCODING);
-            }
-            ex.request_body = match trailers {
-                None => Body::Full(whole),
-                Some(trailers) => Body::Stream(Box::new(Whole { data: Some(whole), trailers: Some(trailers) })),
-            };
             Outcome::Continue
         }))
-    }
-}
-
-fn too_long() -> Box<LocalReply> {
-    Box::new(LocalReply::new(413, "Payload Too Large", "request_payload_too_large"))
-}
-
-/// A complete body with trailers.
-struct Whole {
-    data: Option<Bytes>,
-    trailers: Option<Box<Headers>>,
-}
-
-impl BodySource for Whole {
-    fn poll_frame(&mut self, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
-        let data = self.data.take().filter(|d| !d.is_empty()).map(Frame::Data);
-        Poll::Ready(data.or_else(|| self.trailers.take().map(Frame::Trailers)).map(Ok))
-    }
-    fn is_end(&self) -> bool {
-        self.data.is_none() && self.trailers.is_none()
-    }
-}
-
-/// A body that failed.
-struct Failed(Option<StreamError>);
-
-impl BodySource for Failed {
-    fn poll_frame(&mut self, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
-        Poll::Ready(self.0.take().map(Err))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
     use http::Method;
     use nuncio_core::test_kit::{self as kit, FakeRoute};
-    use nuncio_core::{Exchange, RequestHead};
+    use nuncio_core::{Body, Exchange, Frame, LocalReply, RequestHead};
 
     async fn run(body: Body, route: Option<proto::BufferPerRoute>) -> (Option<LocalReply>, Exchange) {
         let server = kit::server(Default::default());

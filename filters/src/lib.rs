@@ -5,6 +5,7 @@ pub mod buffer;
 pub mod compressor;
 pub mod cors;
 pub mod csrf;
+pub mod ext_authz;
 pub mod fault;
 pub mod grpc_stats;
 pub mod grpc_web;
@@ -13,12 +14,15 @@ pub mod health_check;
 pub mod jwt_authn;
 pub mod local_ratelimit;
 pub mod rate_limit;
+pub mod ratelimit;
 pub mod rbac;
 pub mod set_filter_state;
 pub mod set_metadata;
 pub mod stateful_session;
 
+mod cluster_stats;
 mod config;
+mod whole;
 mod watched;
 
 use nuncio_core::registry::Registry;
@@ -29,6 +33,7 @@ pub fn register(registry: &mut Registry) {
     registry.http.push(Box::new(compressor::Factory));
     registry.http.push(Box::new(cors::Factory));
     registry.http.push(Box::new(csrf::Factory));
+    registry.http.push(Box::new(ext_authz::Factory));
     registry.http.push(Box::new(fault::Factory));
     registry.http.push(Box::new(grpc_stats::Factory));
     registry.http.push(Box::new(grpc_web::Factory));
@@ -36,6 +41,7 @@ pub fn register(registry: &mut Registry) {
     registry.http.push(Box::new(health_check::Factory));
     registry.http.push(Box::new(jwt_authn::Factory));
     registry.http.push(Box::new(local_ratelimit::Factory));
+    registry.http.push(Box::new(ratelimit::Factory));
     registry.http.push(Box::new(rbac::HttpFactory));
     registry.http.push(Box::new(set_filter_state::Factory));
     registry.http.push(Box::new(set_metadata::Factory));

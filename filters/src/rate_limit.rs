@@ -3,17 +3,19 @@
 //! Source: `envoy/config/route/v3/route_components.proto` RateLimit, Envoy's `router/router_ratelimit.cc`.
 
 use nuncio_core::diag::{At, Report};
-use nuncio_core::registry::Server;
+use nuncio_core::registry::{Runtime, Server};
 use nuncio_core::views::filter_metadata;
 use nuncio_core::{Exchange, HeaderKey};
 use nuncio_format::{FormatContext, Formatter};
 use nuncio_matcher::{Cidr, HeaderMatcher, IpSet, QueryParameterMatcher};
 use nuncio_proto::envoy::config::route::v3 as proto;
 use nuncio_proto::envoy::r#type::metadata::v3::{MetadataKey, metadata_key::path_segment::Segment};
+use nuncio_proto::envoy::r#type::v3::RateLimitUnit;
 use nuncio_proto::{Struct, Value};
 use prost_types::value::Kind;
 use proto::rate_limit::XRateLimitOption;
 use proto::rate_limit::action::{ActionSpecifier as Spec, meta_data::Source};
+use proto::rate_limit::r#override::OverrideSpecifier;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -26,6 +28,12 @@ pub struct Descriptor {
     pub entries: Vec<Entry>,
     /// Tokens that the request costs.
     pub hits: u64,
+    /// Whether the configuration says what it costs; the default of one is not sent to a service.
+    pub hits_given: bool,
+    /// The hits are given back.
+    pub negative: bool,
+    /// The limit that the service is to use: requests per unit, and the unit.
+    pub limit: Option<(u32, RateLimitUnit)>,
     /// Whether the answer shows limits, if the descriptor says so.
     pub show_headers: Option<bool>,
 }
@@ -34,14 +42,35 @@ pub struct Descriptor {
 #[derive(Debug)]
 pub struct Limit {
     stage: u32,
-    disabled: bool,
+    disable_key: String,
+    on_stream_done: bool,
+    negative: bool,
+    limit: Option<Override>,
     actions: Vec<Action>,
     hits: Hits,
     show_headers: Option<bool>,
 }
 
+/// A limit that overrides the service's, here or in dynamic metadata.
+#[derive(Debug)]
+enum Override {
+    Fixed(u32, RateLimitUnit),
+    Metadata(String, Vec<Segment>),
+}
+
+impl Override {
+    fn limit(&self, ex: &Exchange) -> Option<(u32, RateLimitUnit)> {
+        match self {
+            Self::Fixed(requests, unit) => Some((*requests, *unit)),
+            Self::Metadata(namespace, path) => limit_of(ex.info.metadata(namespace)?, path),
+        }
+    }
+}
+
 #[derive(Debug)]
 enum Hits {
+    /// One, because nobody says otherwise.
+    One,
     Fixed(u64),
     Format(Formatter),
 }
@@ -94,24 +123,27 @@ impl Limit {
         (report.errors() == errors).then_some(limits)
     }
     fn compile(p: &proto::RateLimit, server: &Server, at: &At<'_>, report: &mut Report) -> Option<Self> {
-        if p.apply_on_stream_done {
-            report.unsupported(&at.field("apply_on_stream_done"), "counting at the end of the stream");
-            return None;
-        }
-        if p.limit.is_some() {
-            report.warning(&at.field("limit"), "a value", "local limits come from the filter; ignored, as in Envoy");
-        }
+        let limit = match p.limit.as_ref().and_then(|l| l.override_specifier.as_ref()) {
+            Some(OverrideSpecifier::DynamicMetadata(m)) => {
+                let (namespace, path) = path(m.metadata_key.as_ref(), &at.field("limit"), report)?;
+                Some(Override::Metadata(namespace, path))
+            }
+            Some(OverrideSpecifier::RateLimit(l)) => match RateLimitUnit::try_from(l.unit) {
+                Ok(unit) => Some(Override::Fixed(l.requests_per_unit, unit)),
+                Err(_) => {
+                    report.error(&at.field("limit"), l.unit.to_string(), "use a unit of RateLimitUnit");
+                    return None;
+                }
+            },
+            None => None,
+        };
         let actions = at.field("actions");
         let compiled: Vec<_> = p.actions.iter().enumerate().filter_map(|(i, a)| action(a, server, &actions.index(i), report)).collect();
         if compiled.len() < p.actions.len() {
             return None;
         }
         let hits = match &p.hits_addend {
-            None => Hits::Fixed(1),
-            Some(h) if h.is_negative_hits => {
-                report.unsupported(&at.field("hits_addend"), "negative hits");
-                return None;
-            }
+            None => Hits::One,
             Some(h) if !h.format.is_empty() => Hits::Format(Formatter::header(&h.format, &at.field("hits_addend"), report)?),
             Some(h) => Hits::Fixed(h.number.unwrap_or(1)),
         };
@@ -120,7 +152,16 @@ impl Limit {
             XRateLimitOption::Off => Some(false),
             XRateLimitOption::DraftVersion03 => Some(true),
         };
-        Some(Self { stage: p.stage.unwrap_or(0), disabled: !p.disable_key.is_empty(), actions: compiled, hits, show_headers })
+        Some(Self {
+            stage: p.stage.unwrap_or(0),
+            disable_key: p.disable_key.clone(),
+            on_stream_done: p.apply_on_stream_done,
+            negative: p.hits_addend.as_ref().is_some_and(|h| h.is_negative_hits),
+            limit,
+            actions: compiled,
+            hits,
+            show_headers,
+        })
     }
     /// Adds the descriptor of a request, if every action yields its part.
     pub fn describe(&self, ex: &Exchange, out: &mut Vec<Descriptor>) {
@@ -129,6 +170,7 @@ impl Limit {
             return;
         }
         let hits = match &self.hits {
+            Hits::One => 1,
             Hits::Fixed(n) => *n,
             Hits::Format(format) => {
                 let mut text = String::new();
@@ -139,12 +181,47 @@ impl Limit {
                 }
             }
         };
-        out.push(Descriptor { entries, hits, show_headers: self.show_headers });
+        out.push(Descriptor {
+            entries,
+            hits,
+            hits_given: !matches!(self.hits, Hits::One),
+            negative: self.negative,
+            limit: self.limit.as_ref().and_then(|l| l.limit(ex)),
+            show_headers: self.show_headers,
+        });
     }
-    /// Whether it belongs to `stage` and is not switched off.
+    /// Whether local limits of `stage` count by it. They know nothing of runtime keys, and cannot count what has happened.
     pub fn applies(&self, stage: u32) -> bool {
-        self.stage == stage && !self.disabled
+        self.stage == stage && self.disable_key.is_empty() && !self.needs_service()
     }
+    /// Whether only a service can count by it.
+    pub fn needs_service(&self) -> bool {
+        self.on_stream_done || self.negative
+    }
+    /// Whether the service's limits of `stage` count by it, before the request goes on or when the stream is `done`.
+    pub fn applies_to_service(&self, stage: u32, done: bool, runtime: &Runtime) -> bool {
+        let enabled = || self.disable_key.is_empty() || percent(runtime, &format!("ratelimit.{}.http_filter_enabled", self.disable_key));
+        self.stage == stage && self.on_stream_done == done && enabled()
+    }
+}
+
+/// Whether a runtime feature is on for this request: a percentage, 100 if nobody set it.
+pub fn percent(runtime: &Runtime, key: &str) -> bool {
+    let value = runtime.integer(key, 100);
+    value >= 100 || fastrand::u64(..100) < value
+}
+
+/// A limit in dynamic metadata: `requests_per_unit` and the name of a `unit`.
+fn limit_of(root: &Struct, path: &[Segment]) -> Option<(u32, RateLimitUnit)> {
+    let Some(Kind::StructValue(limit)) = &value_at(root, path)?.kind else { return None };
+    let field = |name: &str| limit.fields.get(name).and_then(|v| v.kind.as_ref());
+    let (Some(Kind::NumberValue(requests)), Some(Kind::StringValue(unit))) = (field("requests_per_unit"), field("unit")) else {
+        return None;
+    };
+    if !(0.0..=f64::from(u32::MAX)).contains(requests) {
+        return None;
+    }
+    Some((*requests as u32, RateLimitUnit::from_str_name(unit)?))
 }
 
 #[allow(deprecated)]
@@ -261,7 +338,7 @@ fn path(key: Option<&MetadataKey>, at: &At<'_>, report: &mut Report) -> Option<(
     Some((key.key.clone(), key.path.iter().filter_map(|s| s.segment.clone()).collect()))
 }
 
-fn at_path<'a>(root: &'a Struct, path: &[Segment]) -> Option<&'a str> {
+fn value_at<'a>(root: &'a Struct, path: &[Segment]) -> Option<&'a Value> {
     let (Segment::Key(first), rest) = path.split_first()? else { return None };
     let mut value: &Value = root.fields.get(first)?;
     for segment in rest {
@@ -271,7 +348,11 @@ fn at_path<'a>(root: &'a Struct, path: &[Segment]) -> Option<&'a str> {
             _ => return None,
         };
     }
-    match &value.kind {
+    Some(value)
+}
+
+fn at_path<'a>(root: &'a Struct, path: &[Segment]) -> Option<&'a str> {
+    match &value_at(root, path)?.kind {
         Some(Kind::StringValue(text)) => Some(text),
         _ => None,
     }

@@ -105,6 +105,13 @@ impl Config {
         let request_headers = headers(&p.request_headers_to_add_when_not_enforced, "request_headers_to_add_when_not_enforced", cx)?;
         let response_headers = headers(&p.response_headers_to_add, "response_headers_to_add", cx)?;
         let limits = Limit::compile_list(&p.rate_limits, cx.server, &at.field("rate_limits"), cx.report)?;
+        for (i, _) in limits.iter().enumerate().filter(|(_, l)| l.needs_service()) {
+            let what = "counting at the end of the stream, or negative hits, without a rate limit service";
+            cx.report.unsupported(&at.field("rate_limits").index(i), what);
+        }
+        for (i, _) in p.rate_limits.iter().enumerate().filter(|(_, l)| l.limit.is_some()) {
+            cx.report.warning(&at.field("rate_limits").index(i), "limit", "local limits come from the filter; ignored, as in Envoy");
+        }
         let Ok(virtual_host) = VhRateLimitsOptions::try_from(p.vh_rate_limits) else {
             cx.report.error(&at.field("vh_rate_limits"), p.vh_rate_limits.to_string(), "use OVERRIDE, INCLUDE or IGNORE");
             return None;

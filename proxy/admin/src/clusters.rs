@@ -4,10 +4,7 @@ use nuncio_core::Address;
 use nuncio_proto::Message;
 use nuncio_proto::envoy::admin::v3::{self, SimpleMetric, simple_metric};
 use nuncio_proto::envoy::config::cluster::v3::{CircuitBreakers, circuit_breakers};
-use nuncio_proto::envoy::config::core::v3::{
-    self as core, EnvoyInternalAddress, HealthStatus, Locality, Pipe, RoutingPriority, SocketAddress, envoy_internal_address,
-    socket_address,
-};
+use nuncio_proto::envoy::config::core::v3::{HealthStatus, Locality, RoutingPriority};
 use nuncio_proto::envoy::r#type::v3::Percent;
 use nuncio_proto::json::{Descriptors, Options, Pretty, Renderer};
 use regex::Regex;
@@ -42,8 +39,8 @@ pub(crate) async fn listeners(backend: &dyn Backend, request: &Request, reply: &
     let listeners = backend.listeners();
     if request.value("format") == Some("json") {
         let statuses = listeners.into_iter().map(|l| {
-            let more = l.additional_local_addresses.iter().map(address).collect();
-            v3::ListenerStatus { name: l.name, local_address: Some(address(&l.local_address)), additional_local_addresses: more }
+            let more = l.additional_local_addresses.iter().map(Address::to_proto).collect();
+            v3::ListenerStatus { name: l.name, local_address: Some(l.local_address.to_proto()), additional_local_addresses: more }
                 .encode_to_vec()
         });
         return list(reply, "listener_statuses", "envoy.admin.v3.ListenerStatus", statuses).await;
@@ -216,7 +213,7 @@ fn host_message(host: &HostStatus) -> v3::HostStatus {
     let eds_health_status =
         if health.eds_health_status == HealthStatus::Unknown as i32 { HealthStatus::Healthy as i32 } else { health.eds_health_status };
     v3::HostStatus {
-        address: Some(address(&host.address)),
+        address: Some(host.address.to_proto()),
         stats: host_metrics(&host.stats).into_iter().map(metric).collect(),
         health_status: Some(v3::HostHealthStatus {
             failed_active_health_check: health.failed_active_health_check,
@@ -236,22 +233,4 @@ fn host_message(host: &HostStatus) -> v3::HostStatus {
         local_origin_success_rate: percent(host.local_origin_success_rate),
         locality: Some(Locality { region: host.region.clone(), zone: host.zone.clone(), sub_zone: host.sub_zone.clone() }),
     }
-}
-
-/// An address in Envoy's API.
-fn address(address: &Address) -> core::Address {
-    use core::address::Address as Kind;
-    let kind = match address {
-        Address::Ip(socket) => Kind::SocketAddress(SocketAddress {
-            address: socket.ip().to_string(),
-            port_specifier: Some(socket_address::PortSpecifier::PortValue(u32::from(socket.port()))),
-            ..Default::default()
-        }),
-        Address::Pipe(path) => Kind::Pipe(Pipe { path: path.to_string(), mode: 0 }),
-        Address::Internal(listener, endpoint_id) => Kind::EnvoyInternalAddress(EnvoyInternalAddress {
-            endpoint_id: endpoint_id.to_string(),
-            address_name_specifier: Some(envoy_internal_address::AddressNameSpecifier::ServerListenerName(listener.to_string())),
-        }),
-    };
-    core::Address { address: Some(kind) }
 }

@@ -71,9 +71,8 @@ pub async fn fetch(
     body: Bytes,
     options: &FetchOptions,
 ) -> Result<(ResponseHead, Bytes), CalloutError> {
-    if body.is_empty() {
-        request.headers.remove(&header::CONTENT_LENGTH);
-    } else {
+    // A caller may want a length of 0 to be said.
+    if !body.is_empty() || request.headers.contains(&header::CONTENT_LENGTH) {
         request.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
     exchange(slot, request, body, options).await.map(|answer| (answer.head, answer.body))

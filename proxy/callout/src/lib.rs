@@ -13,6 +13,9 @@ mod headers;
 mod retry;
 mod stream;
 mod target;
+#[cfg(feature = "test-kit")]
+#[allow(clippy::panic)] // Tests stop where something is wrong.
+pub mod test_kit;
 
 pub use fetch::{FetchOptions, fetch};
 pub use grpc::{GrpcClient, GrpcError};

@@ -1,5 +1,6 @@
 //! Addresses as Envoy names them: IP with port, Unix socket (pipe), internal listener.
 
+use nuncio_proto::envoy::config::core::v3 as core;
 use std::{fmt, net::SocketAddr, sync::Arc};
 
 /// Where a socket is bound or connects to.
@@ -13,6 +14,24 @@ pub enum Address {
 }
 
 impl Address {
+    /// The address in Envoy's API.
+    pub fn to_proto(&self) -> core::Address {
+        use core::address::Address as Kind;
+        use core::envoy_internal_address::AddressNameSpecifier;
+        let kind = match self {
+            Self::Ip(socket) => Kind::SocketAddress(core::SocketAddress {
+                address: socket.ip().to_string(),
+                port_specifier: Some(core::socket_address::PortSpecifier::PortValue(u32::from(socket.port()))),
+                ..Default::default()
+            }),
+            Self::Pipe(path) => Kind::Pipe(core::Pipe { path: path.to_string(), mode: 0 }),
+            Self::Internal(listener, endpoint_id) => Kind::EnvoyInternalAddress(core::EnvoyInternalAddress {
+                endpoint_id: endpoint_id.to_string(),
+                address_name_specifier: Some(AddressNameSpecifier::ServerListenerName(listener.to_string())),
+            }),
+        };
+        core::Address { address: Some(kind) }
+    }
     /// The IP address and port, if it is one.
     pub fn socket(&self) -> Option<SocketAddr> {
         match self {
