@@ -5,6 +5,7 @@ pub mod buffer;
 pub mod compressor;
 pub mod cors;
 pub mod csrf;
+pub mod dynamic_forward_proxy;
 pub mod ext_authz;
 pub mod fault;
 pub mod grpc_stats;
@@ -33,6 +34,8 @@ pub fn register(registry: &mut Registry) {
     registry.http.push(Box::new(compressor::Factory));
     registry.http.push(Box::new(cors::Factory));
     registry.http.push(Box::new(csrf::Factory));
+    registry.http.push(Box::new(dynamic_forward_proxy::Factory));
+    registry.network.push(Box::new(dynamic_forward_proxy::SniFactory));
     registry.http.push(Box::new(ext_authz::Factory));
     registry.http.push(Box::new(fault::Factory));
     registry.http.push(Box::new(grpc_stats::Factory));

@@ -14,13 +14,15 @@ use nuncio_proto::envoy::extensions::filters::http::set_filter_state::v3::Config
 use std::sync::Arc;
 
 /// Object factories whose objects are text to whoever reads them.
-const TEXT: [&str; 10] = [
+const TEXT: [&str; 12] = [
     "envoy.string",
     "envoy.hashable_string",
     "istio.hashable_string",
     "envoy.network.upstream_server_name",
     "envoy.network.upstream_subject_alt_names",
     "envoy.tcp_proxy.cluster",
+    "envoy.upstream.dynamic_host",
+    "envoy.upstream.dynamic_port",
     "envoy.tcp_proxy.disable_tunneling",
     "envoy.network.transport_socket.original_dst_address",
     "envoy.filters.listener.original_dst.local_ip",

@@ -166,7 +166,8 @@ impl HttpFilter for Filter {
         let ex = cx.ex;
         let host = ex.info.upstream.as_ref().and_then(|u| u.host.as_ref()).map(|h| h.address().to_string());
         let count = |which: fn(&Stats) -> &Counter| {
-            if let Some(stats) = &self.stats {
+            // Routes that say otherwise count nothing, as in Envoy.
+            if let Some(stats) = self.stats.as_ref().filter(|_| Arc::ptr_eq(&session, &self.session)) {
                 which(stats).inc();
             }
         };
@@ -182,10 +183,8 @@ impl HttpFilter for Filter {
             }
             return;
         };
-        let changed = wanted.as_deref() != Some(host.as_str());
-        if let Some(response) = &mut ex.response {
-            state.write(&host, changed, response);
-        }
+        let moved = wanted.as_deref() != Some(host.as_str());
+        let changed = ex.response.as_mut().is_some_and(|response| state.write(&host, moved, response));
         match (changed, session.strict) {
             (false, _) => count(|s| &s.routed),
             (true, false) => count(|s| &s.failed_open),

@@ -94,8 +94,8 @@ impl SessionState {
             Self::Envelope(name) => Some(open(name, request)),
         }
     }
-    /// Tells the client of `host`, where the request went; `changed` if that is not what it asked for.
-    pub(super) fn write(&self, host: &str, changed: bool, response: &mut ResponseHead) {
+    /// Tells the client of `host`, where the request went; `changed` if that is not what it asked for. Whether the session changed.
+    pub(super) fn write(&self, host: &str, changed: bool, response: &mut ResponseHead) -> bool {
         match self {
             Self::Cookie(cookie) if changed => {
                 let expires = cookie.ttl.filter(|t| t.as_secs() > 0).map_or(0, |ttl| (now() + ttl).as_secs());
@@ -111,7 +111,8 @@ impl SessionState {
             }
             Self::Envelope(name) => {
                 let mut values = response.headers.get_all(name);
-                let (Some(theirs), None) = (values.next(), values.next()) else { return };
+                // Without one value of the upstream's there is no session.
+                let (Some(theirs), None) = (values.next(), values.next()) else { return false };
                 let sealed = format!("{};{ORIGINAL}{}", STANDARD.encode(host), STANDARD.encode(theirs.as_bytes()));
                 drop(values);
                 if let Ok(value) = HeaderValue::try_from(sealed) {
@@ -120,6 +121,7 @@ impl SessionState {
             }
             Self::Cookie(_) | Self::Header(_) => {}
         }
+        changed
     }
 }
 

@@ -20,6 +20,7 @@ pub mod local_address;
 pub mod local_reply;
 pub mod message;
 pub mod network;
+pub mod proxy_protocol;
 pub mod registry;
 #[cfg(feature = "test-kit")]
 pub mod test_kit;

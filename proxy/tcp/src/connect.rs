@@ -4,6 +4,7 @@ use crate::config::{Config, Target, state};
 use nuncio_core::filter_state::ApplicationProtocols;
 use nuncio_core::views::{ClusterView, HostView};
 use nuncio_core::{ByteStr, ResponseFlags, StreamError, StreamInfo};
+use nuncio_upstream::forward_proxy;
 use nuncio_upstream::{Cluster, LbContext, OpenOptions, RoutingPriority, UpstreamConnection, Upstreams, application_protocols};
 use std::any::Any;
 use std::sync::Arc;
@@ -52,6 +53,7 @@ pub(crate) async fn connect(config: &Config, info: &mut StreamInfo) -> Option<Up
         info.flags.set(ResponseFlags::NO_CLUSTER_FOUND);
         return None;
     };
+    forward_proxy::wait(info).await;
     let upstreams = Upstreams::current();
     let wishes = Wishes::of(info);
     let hash = config.hash.iter().find_map(|h| h.of(info));

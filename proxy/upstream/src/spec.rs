@@ -9,6 +9,7 @@ use crate::orca::OrcaSpec;
 use crate::outlier::OutlierSpec;
 use nuncio_core::HeaderKey;
 use nuncio_core::network::NetworkFilterConfig;
+use nuncio_core::proxy_protocol::PassTlvs;
 use nuncio_http::options::{H1Options, H2Options};
 use nuncio_proto::Value;
 use nuncio_proto::envoy::config::core::v3::ConfigSource;
@@ -203,6 +204,10 @@ pub(crate) enum Socket {
 #[derive(Debug)]
 pub(crate) struct ProxySocket {
     pub v2: bool,
+    /// TLVs of the downstream connection that are told (version 2).
+    pub pass: PassTlvs,
+    /// `added_tlvs`; they win over passed ones of their types.
+    pub added: Box<[(u8, Vec<u8>)]>,
     pub inner: Socket,
 }
 

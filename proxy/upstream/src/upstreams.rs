@@ -354,23 +354,20 @@ impl WorkerCluster {
     }
 }
 
-/// Whether a host may be picked by name. Source: Envoy's `HostUtility::selectOverrideHost`.
+/// Whether a host may be picked by name. Source: Envoy's `HostUtility::selectOverrideHost`, `HostImpl::healthStatus`.
 fn selectable(host: &Host, allowed: u8) -> bool {
     use nuncio_proto::envoy::config::core::v3::HealthStatus as Status;
     let flags = host.flags();
-    let status = if flags.has(HealthFlags::EDS_STATUS_DRAINING) {
-        Status::Draining
+    let status = if flags.has(HealthFlags::FAILED_ACTIVE_HC | HealthFlags::FAILED_OUTLIER_CHECK) {
+        Status::Unhealthy
     } else {
-        match flags.coarse() {
-            crate::host::Health::Healthy => Status::Healthy,
-            crate::host::Health::Degraded => Status::Degraded,
-            crate::host::Health::Unhealthy => Status::Unhealthy,
+        match host.eds_health() {
+            said @ (Status::Unhealthy | Status::Draining | Status::Timeout) => said,
+            _ if flags.has(HealthFlags::DEGRADED_ACTIVE_HC) => Status::Degraded,
+            said => said,
         }
     };
-    // A healthy host that nobody calls so is UNKNOWN.
-    let unknown = status == Status::Healthy && host.eds_health() == Status::Unknown;
-    let bit = |s: Status| allowed & 1u8.checked_shl(s as u32).unwrap_or(0) != 0;
-    bit(status) || (unknown && bit(Status::Unknown))
+    allowed & 1u8.checked_shl(status as u32).unwrap_or(0) != 0
 }
 
 /// A request that waits for a connection, in the counters.

@@ -134,11 +134,6 @@ impl ListenerFilter {
                     report.unsupported(&at.field("bind_port"), "bind_port (Envoy neither)");
                     return None;
                 }
-                report.warning(
-                    &at,
-                    "original_src only leaves the client's address in filter state",
-                    "do not rely on upstreams seeing it: they see the proxy's own address",
-                );
                 Kind::OriginalSrc { mark: proto.mark }
             }
             "envoy.extensions.filters.listener.local_ratelimit.v3.LocalRateLimit" => {

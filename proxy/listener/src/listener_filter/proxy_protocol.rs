@@ -8,6 +8,7 @@ use super::{Accepted, Peeked, Verdict};
 use base64::Engine;
 use nuncio_core::Address;
 use nuncio_core::diag::{At, Report};
+use nuncio_core::proxy_protocol::{PassTlvs, ProxyTlvs};
 use nuncio_core::registry::Server;
 use nuncio_proto::Value;
 use nuncio_proto::envoy::extensions::filters::listener::proxy_protocol::v3::ProxyProtocol as Proto;
@@ -52,6 +53,8 @@ impl VersionStats {
 #[derive(Debug)]
 pub(super) struct ProxyProtocol {
     rules: Vec<Rule>,
+    /// `pass_through_tlvs`: what upstream connections may tell.
+    pass: PassTlvs,
     optional: bool,
     /// By version, 1 and 2.
     disallowed: [bool; 2],
@@ -90,10 +93,7 @@ impl ProxyProtocol {
         if proto.tlv_location != TlvLocation::DynamicMetadata as i32 {
             report.unsupported(&at.field("tlv_location"), "tlv_location FILTER_STATE");
         }
-        if proto.pass_through_tlvs.is_some() {
-            let found = "TLVs are passed on only by the upstream_proxy_protocol transport socket, which Nuncio does not have";
-            report.warning(&at.field("pass_through_tlvs"), found, "remove it");
-        }
+        let pass = PassTlvs::compile(proto.pass_through_tlvs.as_ref(), &at.field("pass_through_tlvs"), report);
         let mut rules = Vec::new();
         let field = at.field("rules");
         for (i, rule) in proto.rules.iter().enumerate() {
@@ -119,6 +119,7 @@ impl ProxyProtocol {
         let scope = server.stats.root().scope(&format!("proxy_proto.{suffix}"));
         (report.errors() == before).then(|| Self {
             rules,
+            pass,
             optional: proto.allow_requests_without_proxy_protocol,
             disallowed,
             stats: [VersionStats::new(&scope, "v1"), VersionStats::new(&scope, "v2")],
@@ -189,9 +190,13 @@ impl ProxyProtocol {
 
     /// Keeps what the rules want; false if a length does not fit.
     fn tlvs(&self, mut bytes: &[u8], accepted: &mut Accepted) -> bool {
+        let mut passed = Vec::new();
         while let Some((head, rest)) = bytes.split_first_chunk::<3>() {
             let len = usize::from(u16::from_be_bytes([head[1], head[2]]));
             let Some((value, rest)) = rest.split_at_checked(len) else { return false };
+            if self.pass.passes(head[0]) {
+                passed.push((head[0], value.to_vec()));
+            }
             for rule in self.rules.iter().filter(|r| r.tlv == head[0]) {
                 let text = match rule.base64 {
                     true => base64::engine::general_purpose::STANDARD.encode(value),
@@ -203,6 +208,8 @@ impl ProxyProtocol {
             }
             bytes = rest;
         }
+        // Even without any: tcp_proxy then knows that TLVs come from here.
+        accepted.filter_state.set(ProxyTlvs::KEY, Arc::new(ProxyTlvs(passed)));
         bytes.is_empty()
     }
 }

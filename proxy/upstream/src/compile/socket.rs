@@ -4,11 +4,12 @@ use super::refuse;
 use crate::cluster::ClusterCx;
 use crate::spec::{BindSpec, ProxySocket, Socket, SocketOpt, SocketSpec, TransportMatch};
 use nuncio_core::diag::{At, Report};
+use nuncio_core::proxy_protocol::PassTlvs;
 use nuncio_proto::Message;
 use nuncio_proto::envoy::config::cluster::v3 as pb;
 use nuncio_proto::envoy::config::core::v3::socket_option::Value as OptionValue;
 use nuncio_proto::envoy::config::core::v3::transport_socket::ConfigType;
-use nuncio_proto::envoy::config::core::v3::{BindConfig, SocketAddress, SocketOption, TransportSocket};
+use nuncio_proto::envoy::config::core::v3::{BindConfig, SocketAddress, SocketOption, TlvEntry, TransportSocket};
 use nuncio_proto::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use nuncio_proto::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use nuncio_proto::typed::unpack;
@@ -88,12 +89,10 @@ fn proxy_protocol(bytes: &[u8], scope: &nuncio_stats::Scope, at: &At<'_>, cx: &m
     };
     let config = proto.config.unwrap_or_default();
     let at_config = at.field("config");
-    refuse(
-        cx.report,
-        &at_config,
-        &[(config.pass_through_tlvs.is_some(), "pass_through_tlvs"), (!config.added_tlvs.is_empty(), "added_tlvs")],
-    );
-    refuse(cx.report, at, &[(proto.tlv_as_pool_key, "tlv_as_pool_key"), (proto.allow_unspecified_address, "allow_unspecified_address")]);
+    // `tlv_as_pool_key` is always so: connections that tell other TLVs are other connections.
+    refuse(cx.report, at, &[(proto.allow_unspecified_address, "allow_unspecified_address")]);
+    let pass = PassTlvs::compile(config.pass_through_tlvs.as_ref(), &at_config.field("pass_through_tlvs"), cx.report);
+    let added = added_tlvs(&config.added_tlvs, &at_config.field("added_tlvs"), cx.report);
     let Some(inner) = &proto.transport_socket else {
         cx.report.error(&at.field("transport_socket"), "missing", "PROXY protocol wraps another transport socket");
         return None;
@@ -104,7 +103,24 @@ fn proxy_protocol(bytes: &[u8], scope: &nuncio_stats::Scope, at: &At<'_>, cx: &m
         return None;
     }
     // ProxyProtocolConfig.Version: V1 = 0, V2 = 1.
-    Some(Socket::Proxy(Arc::new(ProxySocket { v2: config.version == 1, inner })))
+    Some(Socket::Proxy(Arc::new(ProxySocket { v2: config.version == 1, pass, added, inner })))
+}
+
+fn added_tlvs(protos: &[TlvEntry], at: &At<'_>, report: &mut Report) -> Box<[(u8, Vec<u8>)]> {
+    let mut one = |(i, tlv): (usize, &TlvEntry)| {
+        let at = at.index(i);
+        if tlv.format_string.is_some() {
+            report.unsupported(&at.field("format_string"), "format_string of a TLV of a transport socket");
+        }
+        match u8::try_from(tlv.r#type) {
+            Ok(kind) if tlv.value.len() <= usize::from(u16::MAX) => Some((kind, tlv.value.clone())),
+            _ => {
+                report.error(&at, format!("type {}, {} bytes", tlv.r#type, tlv.value.len()), "type 0 to 255, at most 65535 bytes");
+                None
+            }
+        }
+    };
+    protos.iter().enumerate().filter_map(&mut one).collect()
 }
 
 /// Bind address, keep-alive, happy eyeballs.

@@ -9,11 +9,13 @@ mod compile;
 pub(crate) mod hosts;
 mod name;
 pub(crate) mod sub;
+mod wait;
 
 pub use cache::{CacheEntry, DnsCache, Lookup, PendingLookup};
 pub(crate) use compile::{ForwardSpec, SubSpec, cluster};
 pub use hosts::wanted;
 pub use sub::{SubCluster, SubLookup, look_up as sub_cluster};
+pub use wait::{WaitForLookup, wait};
 
 use crate::cluster::Cluster;
 use crate::dns::DnsService;
@@ -104,6 +106,11 @@ pub(crate) async fn run(caches: Arc<DnsCaches>, manager: Weak<ClusterManager>) {
 /// Whether requests to `cluster` are for the dynamic forward proxy at all.
 pub fn is_forward_proxy(cluster: &Cluster) -> bool {
     cluster.forward_spec().is_some()
+}
+
+/// Whether `cluster` has a sub cluster for every name (`sub_clusters_config`).
+pub fn has_sub_clusters(cluster: &Cluster) -> bool {
+    matches!(cluster.forward_spec(), Some(ForwardSpec::Sub(_)))
 }
 
 /// Port of names without one: 443 if the cluster speaks TLS, else 80.

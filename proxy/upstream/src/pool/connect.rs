@@ -4,9 +4,10 @@
 use crate::cluster::Cluster;
 use crate::host::Host;
 use crate::pool::io::{Filters, Opened, PoolIo};
-use crate::pool::key::{Key, Speaks};
+use crate::pool::key::{Key, Proxied, Speaks};
 use crate::spec::{BindSpec, Socket, SocketOpt, SocketSpec};
 use futures_util::stream::{FuturesUnordered, StreamExt};
+use nuncio_core::filter_state::OriginalSource;
 use nuncio_core::info::{TrafficDirection, UpstreamInfo};
 use nuncio_core::views::{ClusterView, HostView};
 use nuncio_core::{Address, ConnectionInfo, HttpVersion, StreamError, TlsInfo};
@@ -21,6 +22,9 @@ use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 /// Time before the next address is tried beside the one that hangs. Source: RFC 8305, and Envoy's `happy_eyeballs_connection_impl.cc`.
 const NEXT_ADDRESS: Duration = Duration::from_millis(300);
+
+/// Bytes of a PROXY header of version 2 before its addresses.
+const HEADER_V2: usize = 16;
 
 /// A connection that is up, and what is known of it.
 pub(crate) struct Connected {
@@ -86,7 +90,7 @@ fn stand_in(info: &UpstreamInfo) -> ConnectionInfo {
 }
 
 async fn handshake(cluster: &Cluster, host: &Host, key: &Key, http: bool) -> Result<(Transport, UpstreamInfo), String> {
-    let io = open_transport(&cluster.spec.socket, host.address(), &host.additional).await.map_err(|e| reason(&e))?;
+    let io = open_transport(&cluster.spec.socket, host.address(), &host.additional, key.origin.as_ref()).await.map_err(|e| reason(&e))?;
     let mut info = UpstreamInfo { local: io.local_addr().ok(), remote: io.peer_addr().ok(), ..UpstreamInfo::default() };
     if let Address::Pipe(_) = host.address() {
         info.remote = Some(host.address().clone());
@@ -101,7 +105,7 @@ async fn handshake(cluster: &Cluster, host: &Host, key: &Key, http: bool) -> Res
         hostname,
         verify_sans: key.sans.as_deref(),
     };
-    let (io, tls) = secure(io, &matched.socket, key.proxied, &options).await?;
+    let (io, tls) = secure(io, &matched.socket, key.proxied.as_ref(), &options).await?;
     info.tls = tls;
     Ok((io, info))
 }
@@ -121,11 +125,23 @@ fn fallback(speaks: Option<Speaks>) -> Vec<Vec<u8>> {
 async fn secure(
     mut io: Transport,
     mut socket: &Socket,
-    proxied: Option<(SocketAddr, SocketAddr)>,
+    proxied: Option<&Proxied>,
     options: &ConnectOptions<'_>,
 ) -> Result<(Transport, Option<Arc<TlsInfo>>), String> {
     if let Socket::Proxy(proxy) = socket {
-        io.write_all(&proxy_header(proxy.v2, proxied)).await.map_err(|e| reason(&e))?;
+        let header = match proxied {
+            Some(told) => {
+                let header = proxy_header(proxy.v2, Some((told.source, told.destination)));
+                with_tlvs(header, &told.tlvs)
+            }
+            // Version 1 has no way to say that a connection is nobody's but the proxy's.
+            None if !proxy.v2 => {
+                let end = |address: io::Result<Address>| address.ok().and_then(|a| a.socket());
+                proxy_header(false, end(io.local_addr()).zip(end(io.peer_addr())))
+            }
+            None => proxy_header(true, None),
+        };
+        io.write_all(&header).await.map_err(|e| reason(&e))?;
         socket = &proxy.inner;
     }
     let Socket::Tls(tls) = socket else { return Ok((io, None)) };
@@ -143,7 +159,7 @@ pub(crate) async fn for_check(
     alpn: Option<&[Vec<u8>]>,
     speaks: Option<Speaks>,
 ) -> Result<Transport, String> {
-    let io = open_transport(&cluster.spec.socket, address, &[]).await.map_err(|e| reason(&e))?;
+    let io = open_transport(&cluster.spec.socket, address, &[], None).await.map_err(|e| reason(&e))?;
     let Some(socket) = socket else { return Ok(io) };
     let fallback = fallback(speaks);
     let hostname = Some(host.hostname()).filter(|h| !h.is_empty());
@@ -160,12 +176,17 @@ fn reason(error: &io::Error) -> String {
 }
 
 /// Connects to the first address that answers.
-pub(crate) async fn open_transport(spec: &SocketSpec, address: &Address, additional: &[Address]) -> io::Result<Transport> {
+pub(crate) async fn open_transport(
+    spec: &SocketSpec,
+    address: &Address,
+    additional: &[Address],
+    origin: Option<&OriginalSource>,
+) -> io::Result<Transport> {
     match address {
         Address::Pipe(path) => unix(path).await.map(Transport::Unix),
         Address::Internal(..) => Err(io::Error::new(io::ErrorKind::Unsupported, "internal listeners are not supported")),
-        Address::Ip(first) if additional.is_empty() => tcp(spec, *first).await.map(Transport::Tcp),
-        Address::Ip(first) => happy_eyeballs(spec, *first, additional).await.map(Transport::Tcp),
+        Address::Ip(first) if additional.is_empty() => tcp(spec, *first, origin).await.map(Transport::Tcp),
+        Address::Ip(first) => happy_eyeballs(spec, *first, additional, origin).await.map(Transport::Tcp),
     }
 }
 
@@ -183,14 +204,14 @@ async fn unix(path: &str) -> io::Result<UnixStream> {
     }
 }
 
-async fn tcp(spec: &SocketSpec, address: SocketAddr) -> io::Result<TcpStream> {
+async fn tcp(spec: &SocketSpec, address: SocketAddr, origin: Option<&OriginalSource>) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.set_nodelay(true)?;
-    prepare(&socket, spec, address)?;
+    prepare(&socket, spec, address, origin)?;
     socket.connect(address).await
 }
 
-fn prepare(socket: &TcpSocket, spec: &SocketSpec, address: SocketAddr) -> io::Result<()> {
+fn prepare(socket: &TcpSocket, spec: &SocketSpec, address: SocketAddr, origin: Option<&OriginalSource>) -> io::Result<()> {
     if let Some((probes, time, interval)) = spec.keepalive {
         let mut keep = socket2::TcpKeepalive::new();
         if probes > 0 {
@@ -204,11 +225,29 @@ fn prepare(socket: &TcpSocket, spec: &SocketSpec, address: SocketAddr) -> io::Re
         }
         socket2::SockRef::from(socket).set_tcp_keepalive(&keep)?;
     }
-    let Some(bind) = &spec.bind else { return Ok(()) };
-    for option in &bind.options {
-        apply(socket, *option)?;
+    if let Some(bind) = &spec.bind {
+        for option in &bind.options {
+            apply(socket, *option)?;
+        }
     }
+    // The client's address goes before any that is configured, as in Envoy.
+    if let Some(origin) = origin.filter(|o| o.address.is_ipv4() == address.is_ipv4()) {
+        return bind_origin(socket, origin);
+    }
+    let Some(bind) = &spec.bind else { return Ok(()) };
     bind_source(socket, bind, address)
+}
+
+/// Binds to the client's address (original_src), as far as the system allows it.
+fn bind_origin(socket: &TcpSocket, origin: &OriginalSource) -> io::Result<()> {
+    let raw = socket2::SockRef::from(socket);
+    let transparent = if origin.address.is_ipv4() { raw.set_ip_transparent_v4(true) } else { raw.set_ip_transparent_v6(true) };
+    let marked = transparent.and_then(|()| if origin.mark > 0 { raw.set_mark(origin.mark) } else { Ok(()) });
+    marked.map_err(|e| {
+        let why = format!("original_src needs CAP_NET_ADMIN to connect from {}: {e}", origin.address);
+        io::Error::new(e.kind(), why)
+    })?;
+    socket.bind(SocketAddr::new(origin.address, 0))
 }
 
 fn bind_source(socket: &TcpSocket, bind: &BindSpec, address: SocketAddr) -> io::Result<()> {
@@ -248,16 +287,21 @@ fn apply(socket: &TcpSocket, option: SocketOpt) -> io::Result<()> {
 }
 
 /// Addresses in turn of family, each begun a little after the one before; the first that connects wins.
-async fn happy_eyeballs(spec: &SocketSpec, first: SocketAddr, additional: &[Address]) -> io::Result<TcpStream> {
+async fn happy_eyeballs(
+    spec: &SocketSpec,
+    first: SocketAddr,
+    additional: &[Address],
+    origin: Option<&OriginalSource>,
+) -> io::Result<TcpStream> {
     let all = std::iter::once(first).chain(additional.iter().filter_map(Address::socket)).collect();
     let mut waiting = interleave(all, spec.v4_first, spec.family_count).into_iter();
     let mut running = FuturesUnordered::new();
     let mut last = io::Error::from(io::ErrorKind::NotFound);
-    running.extend(waiting.next().map(|a| tcp(spec, a)));
+    running.extend(waiting.next().map(|a| tcp(spec, a, origin)));
     loop {
         if running.is_empty() {
             match waiting.next() {
-                Some(address) => running.push(tcp(spec, address)),
+                Some(address) => running.push(tcp(spec, address, origin)),
                 None => return Err(last),
             }
         }
@@ -269,7 +313,7 @@ async fn happy_eyeballs(spec: &SocketSpec, first: SocketAddr, additional: &[Addr
                 None => {}
             },
             () = tokio::time::sleep(NEXT_ADDRESS), if waiting.len() > 0 => {
-                running.extend(waiting.next().map(|a| tcp(spec, a)));
+                running.extend(waiting.next().map(|a| tcp(spec, a, origin)));
             }
         }
     }
@@ -332,6 +376,20 @@ pub fn proxy_header(v2: bool, addresses: Option<(SocketAddr, SocketAddr)>) -> Ve
     out
 }
 
+/// `header` of version 2 with TLVs behind it; without them if they do not fit.
+fn with_tlvs(mut header: Vec<u8>, tlvs: &[u8]) -> Vec<u8> {
+    let length = header.len().saturating_sub(HEADER_V2) + tlvs.len();
+    match (header.get_mut(HEADER_V2 - 2..HEADER_V2), u16::try_from(length)) {
+        (Some(place), Ok(length)) if !tlvs.is_empty() => {
+            place.copy_from_slice(&length.to_be_bytes());
+            header.extend_from_slice(tlvs);
+        }
+        (_, Err(_)) => log::warn!("PROXY protocol: {} bytes of TLVs do not fit", tlvs.len()),
+        _ => {}
+    }
+    header
+}
+
 /// The cluster as formatters name it, for logs of connect failures.
 pub(crate) fn describe(cluster: &Cluster, host: &Host) -> String {
     format!("{} ({})", host.address(), ClusterView::name(cluster))
@@ -349,6 +407,13 @@ mod tests {
         assert_eq!(text(interleave(all(), None, 1)), "1.1.1.1 ::3 2.2.2.2 ::4 3.3.3.3");
         assert_eq!(text(interleave(all(), Some(false), 1)), "::3 1.1.1.1 ::4 2.2.2.2 3.3.3.3");
         assert_eq!(text(interleave(all(), Some(true), 2)), "1.1.1.1 2.2.2.2 ::3 3.3.3.3 ::4");
+    }
+    #[test]
+    fn tlvs_follow_addresses() {
+        let pair = Some(("10.0.0.1:1000".parse().unwrap(), "10.0.0.2:80".parse().unwrap()));
+        let header = with_tlvs(proxy_header(true, pair), &[2, 0, 1, b'x']);
+        assert_eq!((&header[14..16], &header[28..]), (&[0, 16][..], &[2, 0, 1, b'x'][..]));
+        assert_eq!(with_tlvs(proxy_header(true, pair), &[0; 65_530]).len(), 28);
     }
     #[test]
     fn proxy_headers() {

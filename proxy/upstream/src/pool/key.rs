@@ -3,10 +3,11 @@
 use crate::cluster::Cluster;
 use crate::context::{OpenOptions, RoutingPriority};
 use crate::host::Host;
-use crate::spec::{ProtocolMode, Socket};
+use crate::spec::{ProtocolMode, ProxySocket, Socket};
 use hashbrown::Equivalent;
-use nuncio_core::filter_state::ApplicationProtocols;
-use nuncio_core::{HttpVersion, RequestHead};
+use nuncio_core::filter_state::{ApplicationProtocols, OriginalSource};
+use nuncio_core::proxy_protocol::ProxyTlvs;
+use nuncio_core::{ConnectionInfo, HttpVersion, RequestHead};
 use std::borrow::Cow;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
@@ -20,6 +21,36 @@ pub(crate) enum Speaks {
     Auto,
 }
 
+/// What PROXY protocol tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Proxied {
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    /// Encoded for version 2; empty in version 1.
+    pub tlvs: Vec<u8>,
+}
+
+impl Proxied {
+    /// What `socket` tells of `downstream`; none if that has no IP addresses.
+    fn new(socket: &ProxySocket, downstream: &ConnectionInfo) -> Option<Self> {
+        let (source, destination) = (downstream.remote.socket()?, downstream.local.socket()?);
+        let mut tlvs = Vec::new();
+        if socket.v2 {
+            let mut put = |kind: u8, value: &[u8]| {
+                tlvs.push(kind);
+                tlvs.extend(u16::try_from(value.len()).unwrap_or_default().to_be_bytes());
+                tlvs.extend(value);
+            };
+            socket.added.iter().for_each(|(kind, value)| put(*kind, value));
+            if let Some(passed) = downstream.filter_state.borrow().get_as::<ProxyTlvs>(ProxyTlvs::KEY) {
+                let new = |kind: u8| socket.pass.passes(kind) && !socket.added.iter().any(|(k, _)| *k == kind);
+                passed.0.iter().filter(|(kind, _)| new(*kind)).for_each(|(kind, value)| put(*kind, value));
+            }
+        }
+        Some(Self { source, destination, tlvs })
+    }
+}
+
 /// A key in pieces that are borrowed from a request.
 #[derive(Clone, Debug)]
 pub(crate) struct KeyRef<'a> {
@@ -30,8 +61,9 @@ pub(crate) struct KeyRef<'a> {
     pub alpn: Option<&'a ApplicationProtocols>,
     pub sni: Option<Cow<'a, str>>,
     pub sans: Option<Cow<'a, [String]>>,
-    /// Addresses that PROXY protocol tells.
-    pub proxied: Option<(SocketAddr, SocketAddr)>,
+    pub proxied: Option<Proxied>,
+    /// Where connections are to come from (original_src).
+    pub origin: Option<OriginalSource>,
     /// `connection_pool_per_downstream_connection`.
     pub downstream: u64,
 }
@@ -46,7 +78,8 @@ pub(crate) struct Key {
     pub alpn: Option<Box<[Vec<u8>]>>,
     pub sni: Option<Box<str>>,
     pub sans: Option<Box<[String]>>,
-    pub proxied: Option<(SocketAddr, SocketAddr)>,
+    pub proxied: Option<Proxied>,
+    pub origin: Option<OriginalSource>,
     pub downstream: u64,
 }
 
@@ -79,6 +112,7 @@ impl Equivalent<Key> for KeyRef<'_> {
             && self.sni.as_deref() == key.sni.as_deref()
             && self.sans.as_deref() == key.sans.as_deref()
             && self.proxied == key.proxied
+            && self.origin == key.origin
             && self.downstream == key.downstream
     }
 }
@@ -111,6 +145,7 @@ impl<'a> KeyRef<'a> {
             sni: None,
             sans: None,
             proxied: None,
+            origin: options.downstream.and_then(|d| d.filter_state.borrow().get_as::<OriginalSource>(OriginalSource::KEY).copied()),
             downstream: 0,
         };
         if cluster.spec.pool_per_downstream {
@@ -120,8 +155,8 @@ impl<'a> KeyRef<'a> {
         if matches!(socket, Socket::Raw) {
             return key;
         }
-        if let Socket::Proxy(_) = socket {
-            key.proxied = options.downstream.and_then(|d| Some((d.remote.socket()?, d.local.socket()?)));
+        if let Socket::Proxy(proxy) = socket {
+            key.proxied = options.downstream.and_then(|d| Proxied::new(proxy, d));
         }
         if socket.tls().is_some() {
             key.alpn = options.alpn;
@@ -172,7 +207,8 @@ impl<'a> KeyRef<'a> {
             alpn: self.alpn.map(|a| a.0.iter().map(|p| p.as_bytes().to_vec()).collect()),
             sni: self.sni.as_deref().map(Into::into),
             sans: self.sans.as_deref().map(Into::into),
-            proxied: self.proxied,
+            proxied: self.proxied.clone(),
+            origin: self.origin,
             downstream: self.downstream,
         }
     }
