@@ -1,8 +1,11 @@
 //! Envoy's HTTP filters, one file or folder each. Compiled on the control thread, run on every worker; `register` is called once
 //! by `main`. Filters that are not here are not registered: a listener that uses one is refused by name, never served without it.
 
+pub mod api_key_auth;
+pub mod basic_auth;
 pub mod buffer;
 pub mod compressor;
+pub mod connection;
 pub mod cors;
 pub mod csrf;
 pub mod dynamic_forward_proxy;
@@ -11,7 +14,9 @@ pub mod fault;
 pub mod grpc_stats;
 pub mod grpc_web;
 pub mod header_mutation;
+pub mod header_to_metadata;
 pub mod health_check;
+pub mod ip_tagging;
 pub mod jwt_authn;
 pub mod local_ratelimit;
 pub mod rate_limit;
@@ -50,4 +55,10 @@ pub fn register(registry: &mut Registry) {
     registry.http.push(Box::new(set_metadata::Factory));
     registry.network.push(Box::new(rbac::NetworkFactory));
     registry.http.push(Box::new(stateful_session::Factory));
+    registry.http.push(Box::new(api_key_auth::Factory));
+    registry.http.push(Box::new(basic_auth::Factory));
+    registry.http.push(Box::new(header_to_metadata::Factory));
+    registry.http.push(Box::new(ip_tagging::Factory));
+    registry.network.push(Box::new(connection::LimitFactory));
+    registry.network.push(Box::<connection::RateFactory>::default());
 }

@@ -1,5 +1,6 @@
 //! Settings that both directions have: what is compressed at all.
 
+use crate::config::FeatureFlag;
 use http::header;
 use nuncio_core::Headers;
 use nuncio_core::diag::{At, Report};
@@ -22,13 +23,6 @@ const TYPES: [&str; 8] = [
 /// Shorter messages gain nothing.
 const MIN_LENGTH: u64 = 30;
 
-/// A boolean that the runtime may override.
-#[derive(Debug)]
-pub struct Flag {
-    pub default: bool,
-    pub key: String,
-}
-
 #[derive(Debug)]
 pub struct Stats {
     pub compressed: Counter,
@@ -40,7 +34,7 @@ pub struct Stats {
 
 #[derive(Debug)]
 pub struct Direction {
-    flag: Flag,
+    flag: FeatureFlag,
     min_length: u64,
     types: Vec<String>,
     matchers: Box<[StringMatcher]>,
@@ -56,7 +50,7 @@ impl Direction {
             _ => p.content_type.clone(),
         };
         Some(Self {
-            flag: super::flag(p.enabled.as_ref(), default),
+            flag: FeatureFlag::new(p.enabled.as_ref(), default),
             min_length: p.min_content_length.map_or(MIN_LENGTH, u64::from),
             types,
             matchers,
@@ -70,7 +64,7 @@ impl Direction {
         })
     }
     pub fn enabled(&self, runtime: &Runtime) -> bool {
-        if self.flag.key.is_empty() { self.flag.default } else { runtime.boolean(&self.flag.key, self.flag.default) }
+        self.flag.enabled(runtime)
     }
     /// Whether the message is long enough; one of unknown length is.
     pub fn is_long_enough(&self, headers: &Headers) -> bool {

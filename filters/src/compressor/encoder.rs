@@ -174,7 +174,8 @@ fn native(strategy: Strategy) -> Option<Native> {
     })
 }
 
-fn read(source: &DataSource, at: &At<'_>, report: &mut Report) -> Option<Arc<[u8]>> {
+/// Reads a dictionary.
+pub fn read(source: &DataSource, at: &At<'_>, report: &mut Report) -> Option<Arc<[u8]>> {
     if source.watched_directory.is_some() {
         report.warning(&at.field("watched_directory"), "a value", "the file is read once, when the filter is compiled");
     }

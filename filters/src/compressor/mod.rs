@@ -8,8 +8,9 @@ mod encoder;
 mod negotiate;
 
 use crate::config::decode;
-use direction::{Direction, Flag};
+use direction::Direction;
 use encoder::Library;
+pub(crate) use encoder::read as read_dictionary;
 use http::{HeaderName, HeaderValue, header};
 use negotiate::{Decision, Registry};
 use nuncio_core::diag::At;
@@ -345,7 +346,7 @@ fn tokens<'a>(headers: &'a Headers, name: &'a HeaderName) -> impl Iterator<Item 
     headers.get_all(name).filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).map(str::trim)
 }
 
-fn has_token(headers: &Headers, name: &HeaderName, token: &str) -> bool {
+pub(crate) fn has_token(headers: &Headers, name: &HeaderName, token: &str) -> bool {
     tokens(headers, name).any(|t| t.eq_ignore_ascii_case(token))
 }
 
@@ -363,14 +364,6 @@ fn vary(headers: &mut Headers) {
     if !has_token(headers, &header::VARY, "accept-encoding") && !has_token(headers, &header::VARY, "*") {
         let all = HeaderValue::from_bytes(&[current.as_bytes(), b", Accept-Encoding"].concat());
         headers.insert(header::VARY, all.unwrap_or(current));
-    }
-}
-
-/// A boolean that the runtime may override.
-fn flag(p: Option<&nuncio_proto::envoy::config::core::v3::RuntimeFeatureFlag>, default: bool) -> Flag {
-    match p {
-        Some(flag) => Flag { default: flag.default_value.unwrap_or(default), key: flag.runtime_key.clone() },
-        None => Flag { default, key: String::new() },
     }
 }
 

@@ -1,7 +1,7 @@
 //! envoy.filters.http.local_ratelimit: token buckets that all workers share, for the listener, a route, a connection, or for what
 //! a request counts as. Source: `envoy/extensions/filters/http/local_ratelimit/v3/local_rate_limit.proto`.
 
-mod bucket;
+pub(crate) mod bucket;
 mod limiter;
 
 use crate::config::decode;

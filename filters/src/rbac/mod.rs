@@ -95,3 +95,5 @@ fn result(allowed: bool) -> Value {
     text(if allowed { "allowed" } else { "denied" })
 }
 
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,8 @@ pub enum NetworkAction {
     Continue,
     /// Nothing more goes to the next filter until a later callback continues (more bytes are needed).
     Hold,
-    /// Close the connection, `ConnectionInfo::close_delay` from now; the text is `%CONNECTION_TERMINATION_DETAILS%`.
+    /// Close the connection, `ConnectionInfo::close_delay` from now; the text, if it is not empty, is
+    /// `%CONNECTION_TERMINATION_DETAILS%`.
     Close(Cow<'static, str>),
 }
 

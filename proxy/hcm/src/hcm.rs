@@ -307,5 +307,9 @@ impl Drop for NetworkFilters {
         for filter in &mut self.filters {
             filter.on_close(&mut self.info);
         }
+        // What they found out belongs to the connection, whose log may tell it.
+        if let Some(found) = self.info.metadata.take() {
+            self.info.connection.metadata.borrow_mut().extend(*found);
+        }
     }
 }

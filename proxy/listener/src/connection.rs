@@ -288,6 +288,10 @@ impl Made<'_> {
         let mut stream = StreamInfo::new(info.clone(), None);
         (stream.start, stream.start_instant) = (self.start, self.start_instant);
         stream.duration = Some(self.start_instant.elapsed());
+        let metadata = info.metadata.borrow();
+        if !metadata.is_empty() {
+            stream.metadata = Some(Box::new(metadata.clone()));
+        }
         (stream.wire_rx_bytes, stream.wire_tx_bytes) = (info.rx_bytes.get(), info.tx_bytes.get());
         if unmatched {
             stream.flags.set(ResponseFlags::NO_ROUTE_FOUND);

@@ -3,8 +3,10 @@
 use crate::{IpSet, StringMatcher};
 use nuncio_core::StreamInfo;
 use nuncio_core::diag::{At, Report};
+use nuncio_core::filter_state::{StateObject, StringState};
 use nuncio_proto::envoy::r#type::matcher::v3 as proto;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 /// A compiled `FilterStateMatcher`.
 #[derive(Clone, Debug)]
@@ -42,9 +44,15 @@ impl FilterStateMatcher {
     }
     /// Whether the object, of the stream or of its connection, matches. An object that is missing or has no such form does not.
     pub fn matches(&self, info: &StreamInfo) -> bool {
+        // A text that reads like an address is none: whoever sets texts must not pass for one.
+        let is_address = matches!(self.test, Test::Address { .. });
+        let read = |object: &Arc<dyn StateObject>| match is_address && object.as_any().is::<StringState>() {
+            true => None,
+            false => object.as_string(),
+        };
         let text = match info.filter_state.get(&self.key) {
-            Some(object) => object.as_string(),
-            None => info.connection.filter_state.borrow().get(&self.key).and_then(|o| o.as_string()),
+            Some(object) => read(object),
+            None => info.connection.filter_state.borrow().get(&self.key).and_then(read),
         };
         let Some(text) = text else { return false };
         match &self.test {

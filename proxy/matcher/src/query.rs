@@ -5,6 +5,7 @@ use crate::{StringMatcher, compile_all};
 use nuncio_core::diag::{At, Report};
 use nuncio_core::{Headers, RequestHead};
 use nuncio_proto::envoy::config::route::v3 as proto;
+use std::borrow::Cow;
 
 /// The first value of parameter `name` in `query` (the text after `?`); empty if it has no `=`.
 pub fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
@@ -13,6 +14,30 @@ pub fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
         None if pair == name => Some(""),
         _ => None,
     })
+}
+
+/// `text` with `%41` as `A`; what is no escape stays, and so does `+`.
+pub fn decoded(text: &str) -> Cow<'_, [u8]> {
+    if !text.contains('%') {
+        return Cow::Borrowed(text.as_bytes());
+    }
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(b) = bytes.get(at) {
+        let hex = |i: usize| bytes.get(i).and_then(|b| char::from(*b).to_digit(16));
+        match (*b, hex(at + 1), hex(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                out.push((high * 16 + low) as u8);
+                at += 3;
+            }
+            _ => {
+                out.push(*b);
+                at += 1;
+            }
+        }
+    }
+    Cow::Owned(out)
 }
 
 /// The value of cookie `name`, without surrounding quotes; the first one if there are several.

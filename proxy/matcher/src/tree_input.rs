@@ -168,7 +168,7 @@ impl Input {
         match self {
             Self::RequestHeader(key) => data.request?.header(key),
             Self::ResponseHeader(key) => data.response?.header(key),
-            Self::QueryParameter(name) => query::parameter(data.request?.query()?, name).map(decoded),
+            Self::QueryParameter(name) => query::parameter(data.request?.query()?, name).map(query::decoded),
             Self::StatusCode => Some(owned(data.response?.status.as_str().to_string())),
             Self::StatusCodeClass => Some(owned(format!("{}xx", data.response?.status.as_u16() / 100))),
             Self::DestinationIp | Self::SourceIp | Self::DirectSourceIp => self.ip(data).map(|ip| owned(ip.to_string())),
@@ -243,28 +243,4 @@ fn joined(names: &[String]) -> Option<Cow<'_, [u8]>> {
         [one] => Some(Cow::Borrowed(one.as_bytes())),
         all => Some(Cow::Owned(all.join(",").into_bytes())),
     }
-}
-
-/// Percent-decoded, as Envoy's query parameter input.
-fn decoded(text: &str) -> Cow<'_, [u8]> {
-    if !text.contains('%') {
-        return Cow::Borrowed(text.as_bytes());
-    }
-    let bytes = text.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(b) = bytes.get(at) {
-        let hex = |i: usize| bytes.get(i).and_then(|b| char::from(*b).to_digit(16));
-        match (*b, hex(at + 1), hex(at + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                out.push((high * 16 + low) as u8);
-                at += 3;
-            }
-            _ => {
-                out.push(*b);
-                at += 1;
-            }
-        }
-    }
-    Cow::Owned(out)
 }

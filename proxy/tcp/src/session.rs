@@ -219,6 +219,7 @@ impl Session {
                 self.flow.info.flags.set(ResponseFlags::DURATION_TIMEOUT);
             }
             Stop::Draining => self.config.stats.cx_drain_close.inc(),
+            Stop::Flow(End::Filter(why)) if why.is_empty() => {}
             Stop::Flow(End::Filter(why)) => {
                 *self.flow.info.connection.termination_details.borrow_mut() = Some(why);
             }
