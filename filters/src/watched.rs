@@ -8,8 +8,17 @@ use nuncio_proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
+
+/// Counts every change of every watched file.
+static GENERATION: AtomicU64 = AtomicU64::new(0);
+
+/// How often a watched file changed so far: what is made of one has to be made again when this is another number.
+pub fn generation() -> u64 {
+    GENERATION.load(Ordering::Acquire)
+}
 
 /// How often files are looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -82,7 +91,10 @@ impl<T: Send + Sync + 'static> Watched<T> {
     }
     fn refresh(&self, path: &Path) {
         match read(path, self.limit).and_then(|bytes| (self.parse)(&bytes)) {
-            Ok(value) => self.current.store(Arc::new(value)),
+            Ok(value) => {
+                self.current.store(Arc::new(value));
+                GENERATION.fetch_add(1, Ordering::Release);
+            }
             Err(why) => log::warn!("{}: {why}; what was read before stays in use", path.display()),
         }
     }

@@ -33,6 +33,7 @@ fn factories() -> Factories {
 }
 
 fn terminals(shared: &Shared) -> TerminalRegistry {
+    nuncio_filters::secret::install(shared.secrets.clone());
     TerminalRegistry {
         factories: vec![
             Box::new(HcmFactory {

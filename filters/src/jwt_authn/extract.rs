@@ -5,7 +5,7 @@ use http::{HeaderName, header};
 use nuncio_core::diag::{At, Report};
 use nuncio_core::message::joined;
 use nuncio_core::{ByteStr, RequestHead};
-use nuncio_matcher::query::cookie;
+use nuncio_matcher::query::{self, cookie};
 use nuncio_proto::envoy::extensions::filters::http::jwt_authn::v3::JwtProvider;
 use smallvec::SmallVec;
 use std::borrow::Cow;
@@ -174,24 +174,9 @@ fn remove_param(request: &mut RequestHead, name: &str) {
 }
 
 /// Percent-decoded text; bytes that are not UTF-8 become the replacement character.
-pub fn decoded(text: &str) -> Cow<'_, str> {
-    if !text.contains('%') {
-        return Cow::Borrowed(text);
+fn decoded(text: &str) -> Cow<'_, str> {
+    match query::decoded(text) {
+        Cow::Borrowed(_) => Cow::Borrowed(text),
+        Cow::Owned(bytes) => Cow::Owned(String::from_utf8_lossy(&bytes).into_owned()),
     }
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let hex = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
-        match (first, tail) {
-            (b'%', [high, low, after @ ..]) if let (Some(high), Some(low)) = (hex(*high), hex(*low)) => {
-                out.push(high * 16 + low);
-                rest = after;
-            }
-            _ => {
-                out.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    Cow::Owned(String::from_utf8_lossy(&out).into_owned())
 }

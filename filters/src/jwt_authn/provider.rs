@@ -224,6 +224,7 @@ impl Provider {
         for claim in &self.space_delimited {
             if let Some(value) = payload.fields.get_mut(&**claim)
                 && let Some(Kind::StringValue(text)) = &value.kind
+                && !text.is_empty()
             {
                 let words = text.split(' ').filter(|word| !word.is_empty());
                 let values = words.map(|word| Value { kind: Some(Kind::StringValue(word.into())) }).collect();

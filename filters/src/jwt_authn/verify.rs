@@ -48,6 +48,9 @@ pub async fn leaf(config: &Config, leaf: &Leaf, ex: &mut Exchange, extracted: &m
     }
     let mut tokens = leaf.locations.find(&ex.request);
     let mut status = Status::JwtMissed;
+    if tokens.is_empty() {
+        failed(config, None, status, extracted);
+    }
     while let Some(found) = tokens.pop() {
         status = one(config, leaf, &found, ex, extracted).await;
         match &leaf.mode {
@@ -74,9 +77,11 @@ pub fn sanitize(provider: &Provider, ex: &mut Exchange) {
     }
 }
 
-/// Leaves the reason of a failure in the metadata, if the provider wants it there.
+/// Leaves the reason of a failure in the metadata, if the provider wants it there. Where no token says which provider it is for, the
+/// only one there is counts.
 fn failed(config: &Config, provider: Option<usize>, status: Status, extracted: &mut Struct) {
-    let Some(provider) = provider.and_then(|index| config.provider(index)).filter(|p| !p.failed_status.is_empty()) else { return };
+    let only = (config.providers.len() == 1).then_some(0);
+    let Some(provider) = provider.or(only).and_then(|index| config.provider(index)).filter(|p| !p.failed_status.is_empty()) else { return };
     let value = |kind| Value { kind: Some(kind) };
     let code = value(Kind::NumberValue(f64::from(status as u32)));
     let fields = [("code".to_string(), code), ("message".to_string(), value(Kind::StringValue(status.text().into())))];

@@ -43,14 +43,18 @@ pub(crate) fn string(out: &mut Vec<u8>, text: &[u8]) {
     out.push(b'"');
 }
 
-/// Appends a number: integers without point.
+/// Appends a number: integers without point, what no 64 bit integer can hold as `1e+19`.
 pub(crate) fn number(out: &mut Vec<u8>, n: f64) {
     let _ = if !n.is_finite() {
         out.write_all(b"null")
-    } else if n.fract() == 0.0 && n.abs() < 1e17 {
+    } else if n.fract() == 0.0 && n.abs() < i64::MAX as f64 {
         write!(out, "{}", n as i64)
     } else if n.abs() >= 1e17 || n.abs() < 1e-5 {
-        write!(out, "{n:e}")
+        let text = format!("{n:e}");
+        match text.split_once("e-") {
+            Some((digits, exponent)) => write!(out, "{digits}e-{exponent:0>2}"),
+            None => write!(out, "{}", text.replace('e', "e+")),
+        }
     } else {
         write!(out, "{n}")
     };

@@ -10,6 +10,7 @@ use nuncio_core::info::CertInfo;
 use nuncio_proto::envoy::config::core::v3::{ConfigSource, DataSource, data_source::Specifier};
 use nuncio_proto::envoy::extensions::transport_sockets::tls::v3::{Secret, secret};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
 
@@ -95,12 +96,20 @@ struct Inner {
 #[derive(Debug, Default)]
 pub struct SecretStore {
     inner: Mutex<Inner>,
+    generation: AtomicU64,
 }
 
 impl SecretStore {
     /// An empty store.
     pub fn new() -> Arc<Self> {
         Arc::default()
+    }
+    /// How often a secret came, changed or went: what is made of secrets has to be made again when this is another number.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+    fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
     }
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -150,6 +159,7 @@ impl SecretStore {
         for slot in slots {
             slot.current.store(Some(live.clone()));
         }
+        self.changed();
         Ok(())
     }
     /// Takes a secret out; later handshakes that need it fail.
@@ -157,6 +167,7 @@ impl SecretStore {
         for slot in self.inner().slots.get(name).into_iter().flatten().filter(|s| s.source.as_ref() == source) {
             slot.current.store(None);
         }
+        self.changed();
     }
     /// The names that something living refers to, for subscriptions. Slots that nothing refers to any more are forgotten, with their secret.
     pub fn wanted(&self) -> Vec<Wanted> {
@@ -183,7 +194,10 @@ impl SecretStore {
             let mut report = Report::new();
             if files_digest(secret).is_some_and(|d| d != *digest) {
                 match live(secret, &At::Root, &mut report) {
-                    Some(new) => slot.current.store(Some(Arc::new(new))),
+                    Some(new) => {
+                        slot.current.store(Some(Arc::new(new)));
+                        self.changed();
+                    }
                     None => failed.push((slot.name.clone(), report)),
                 }
             }
