@@ -117,6 +117,10 @@ impl RetryState {
         true
     }
 
+    /// Whether a try was taken.
+    pub fn retried(&self) -> bool {
+        self.tried > 0
+    }
     /// Whether a try is left.
     pub fn is_exhausted(&self) -> bool {
         self.remaining == 0

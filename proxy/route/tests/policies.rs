@@ -314,7 +314,7 @@ virtual_hosts:
       rate_limits: [{actions: [{remote_address: {}}]}]
 ",
     );
-    for ignored in ["virtual_clusters", "stat_prefix", "tracing", "internal_redirect_policy"] {
+    for ignored in ["virtual_clusters", "stat_prefix", "tracing"] {
         assert!(lab.warnings.iter().any(|w| w.contains(ignored)), "{ignored}: {:?}", lab.warnings);
     }
     let entry = lab.must(&get("h", "/", &[]));

@@ -86,8 +86,8 @@ fn route_actions_are_refused_by_name() {
         ("{cluster: c, upgrade_configs: [{upgrade_type: a}, {upgrade_type: A}]}", "upgrade_configs[1].upgrade_type: \"A\""),
         ("{cluster: c, upgrade_configs: [{upgrade_type: websocket, connect_config: {}}]}", "upgrade_configs[0].connect_config"),
         (
-            "{cluster: c, upgrade_configs: [{upgrade_type: CONNECT, connect_config: {}}]}",
-            "connect_config: ending CONNECT here is not supported",
+            "{cluster: c, upgrade_configs: [{upgrade_type: CONNECT-UDP, connect_config: {}}]}",
+            "connect_config: ending CONNECT-UDP here is not supported",
         ),
         (
             "{cluster: c, internal_redirect_policy: {response_headers_to_copy: ['host']}}",

@@ -241,7 +241,8 @@ impl Drop for UpstreamStream {
     fn drop(&mut self) {
         let stream = self.stream.take();
         let over = stream.as_ref().is_none_or(|s| s.is_end() && s.is_sent());
-        if !over {
+        // As Envoy, which counts only where a stream can be reset without its connection.
+        if !over && matches!(self.conn, Some(Conn::H2(..))) {
             self.counted.cluster.stats().traffic.upstream_rq_tx_reset.inc();
         }
         match self.conn.take() {

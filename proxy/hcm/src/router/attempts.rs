@@ -150,6 +150,9 @@ impl Forwarding<'_> {
 
     /// Waits, for `limit` at most, for a deadline or for what was let run.
     async fn hedged_end(&mut self, limit: Option<Duration>) -> Option<End> {
+        // No try is running that these could end.
+        self.deadlines.set(Deadline::PerTry, None);
+        self.deadlines.set(Deadline::PerTryIdle, None);
         let judge = Judge { cluster: &self.cluster, request: &self.active.ex.request, retry: self.retry.as_ref(), alone: limit.is_none() };
         let (deadlines, hedges) = (&mut self.deadlines, &mut self.hedges);
         let mut sleep = pin!(limit.map(tokio::time::sleep));
@@ -183,10 +186,14 @@ impl Forwarding<'_> {
         let traffic = &self.cluster.stats().traffic;
         let Some(retry) = &mut self.retry else { return unseen(failure) && self.once_for_reuse() };
         if !retry.wants(failure) {
+            // As Envoy: what is good enough after a retry makes that one a success.
+            if retry.retried() {
+                traffic.upstream_rq_retry_success.inc();
+                self.groups.each(|group| group.traffic.upstream_rq_retry_success.inc());
+            }
             return unseen(failure) && self.once_for_reuse();
         }
         if !self.pump.can_replay() {
-            traffic.retry_or_shadow_abandoned.inc();
             return false;
         }
         if retry.is_exhausted() {

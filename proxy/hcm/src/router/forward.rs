@@ -132,6 +132,9 @@ pub async fn forward(
         None => this.attempts(streams).await.map(Reached::Response),
         Some(config) => Box::pin(this.connected()).await.map(|connection| Reached::Tunnel(config, connection)),
     };
+    if this.pump.overflowed() {
+        this.cluster.stats().traffic.retry_or_shadow_abandoned.inc();
+    }
     let response = match reached {
         Ok(Reached::Response(response)) => response,
         Ok(Reached::Tunnel(config, connection)) => return Box::pin(this.tunnel(config, connection)).await.map(|()| Answered::Response),
@@ -263,13 +266,9 @@ impl Forwarding<'_> {
 
     /// Puts the final response into the exchange.
     fn finish(self, response: Box<Try>, cookies: impl IntoIterator<Item = HeaderValue>, upgrading: bool) {
-        let Self { active, entry, mut pump, mut deadlines, cluster, groups, forward, retry, .. } = self;
+        let Self { active, entry, mut pump, mut deadlines, cluster, groups, forward, .. } = self;
         let config = active.config.clone();
         let ex = &mut *active.ex;
-        if retry.is_some() && ex.info.attempts > 1 && response.head.status.as_u16() < 500 {
-            cluster.stats().traffic.upstream_rq_retry_success.inc();
-            groups.each(|group| group.traffic.upstream_rq_retry_success.inc());
-        }
         pump.forget();
         deadlines.set(Deadline::PerTry, None);
         let Try { mut head, stream, service_time } = *response;

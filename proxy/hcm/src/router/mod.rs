@@ -61,7 +61,8 @@ pub async fn run(active: &mut Active, streams: &mut Streams) -> Result<Answered,
     };
     match entry.action() {
         Action::Redirect(redirect) => {
-            stats.rq_redirect.inc();
+            // Envoy's `rq_redirect` never counts.
+            stats.rq_direct_response.inc();
             let location = redirect.location(&active.ex.request, &active.ex.info);
             Err(Box::new(answer(active, entry, redirect.status(), Bytes::new(), Some(location), None)))
         }
@@ -81,12 +82,7 @@ pub async fn run(active: &mut Active, streams: &mut Streams) -> Result<Answered,
             stats.no_cluster.inc();
             Err(Box::new(LocalReply::new(503, "", "cluster_not_found").flag(ResponseFlags::NO_CLUSTER_FOUND)))
         }
-        Action::Forward(forward) => {
-            if entry.refreshes_cluster() {
-                active.ex.cluster = entry.cluster_for(&active.ex.request, &active.ex.info).and_then(|slot| slot.get());
-            }
-            forward::forward(active, streams, entry, forward).await
-        }
+        Action::Forward(forward) => forward::forward(active, streams, entry, forward).await,
     }
 }
 

@@ -72,6 +72,10 @@ fn redirect(active: &mut Active, policy: &InternalRedirectPolicy, response: &Res
         stats.passthrough_internal_redirect_unsafe_scheme.inc();
         return false;
     }
+    if !to_http && target.scheme != "https" {
+        stats.passthrough_internal_redirect_bad_location.inc();
+        return false;
+    }
     let mut redirects = active.redirects.take().unwrap_or_default();
     if redirects.taken >= policy.max_internal_redirects {
         active.redirects = Some(redirects);
@@ -143,7 +147,9 @@ impl Target {
     fn parse(location: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(location).ok().filter(|text| text.bytes().all(|b| b.is_ascii_graphic()))?;
         let (scheme, rest) = text.split_once("://")?;
-        let known = ["http", "https"].into_iter().find(|known| scheme.eq_ignore_ascii_case(known))?;
+        if scheme.is_empty() || !scheme.bytes().all(|b| b.is_ascii_alphabetic()) {
+            return None;
+        }
         let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
         let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
         let port = match authority.rfind(']') {
@@ -157,7 +163,7 @@ impl Target {
         // The fragment is the client's.
         let path = path.split('#').next().unwrap_or_default();
         let path = if path.is_empty() { "/" } else { path };
-        Some(Self { scheme: known.into(), authority: authority.into(), path: path.into() })
+        Some(Self { scheme: scheme.to_ascii_lowercase().into(), authority: authority.into(), path: path.into() })
     }
 }
 
@@ -176,7 +182,8 @@ mod tests {
         assert_eq!(target("http://h/p?q=1#frag"), all("http", "h", "/p?q=1"));
         assert_eq!(target("HTTPS://h:8443"), all("https", "h:8443", "/"));
         assert_eq!(target("http://user:pass@[::1]:80/x"), all("http", "[::1]:80", "/x"));
-        for bad in ["", "/relative", "//host/p", "http://", "http:///p", "ftp://h/", "http://h:x/", "http://h:99999/", "http://h /", "h/p"]
+        assert_eq!(target("ftp://h/"), all("ftp", "h", "/"), "the policy decides");
+        for bad in ["", "/relative", "//host/p", "http://", "http:///p", "http://h:x/", "http://h:99999/", "http://h /", "h/p"]
         {
             assert_eq!(target(bad), None, "{bad:?}");
         }

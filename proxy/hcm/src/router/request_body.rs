@@ -30,6 +30,7 @@ pub struct RequestPump {
     sent_end: bool,
     /// Frames that came from the client.
     frames: u64,
+    overflowed: bool,
     tees: Vec<Tee>,
 }
 
@@ -52,6 +53,7 @@ impl RequestPump {
             ended,
             sent_end: ended,
             frames: 0,
+            overflowed: false,
             tees,
         }
     }
@@ -75,6 +77,10 @@ impl RequestPump {
     pub fn can_replay(&self) -> bool {
         self.kept.is_some()
     }
+    /// Whether the body was to be kept, and was too large for that.
+    pub fn overflowed(&self) -> bool {
+        self.overflowed
+    }
     /// Starts over for another attempt. False if what was read is gone.
     pub fn rewind(&mut self) -> bool {
         let Some(kept) = &self.kept else { return false };
@@ -94,6 +100,7 @@ impl RequestPump {
             ended: self.ended,
             sent_end: self.sent_end,
             frames: self.frames,
+            overflowed: false,
             tees: Vec::new(),
         }
     }
@@ -168,6 +175,7 @@ impl RequestPump {
                     kept.bytes > kept.limit
                 });
                 if over {
+                    self.overflowed = true;
                     self.kept = None;
                 }
             }
