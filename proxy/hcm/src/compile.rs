@@ -11,6 +11,7 @@ use crate::host::{HostPolicy, StripPort};
 use crate::local_reply::{self, LocalReplyConfig};
 use crate::on_demand::{OnDemandFilter, RouteDiscovery};
 use crate::path::PathPolicy;
+use crate::proxy_status::ProxyStatus;
 use crate::router::RouterConfig;
 use crate::routes::Routes;
 use crate::stats::{HcmStats, ListenerHttpStats};
@@ -78,6 +79,7 @@ impl HcmFactory {
         let mut filter_cx = FactoryCx { server: cx.server, scope: &scope, direction: cx.direction, report: cx.report };
         let routes = Arc::new(routes?);
         let (filters, router) = self.filters(&proto.http_filters, &routes, &filters_at, &mut filter_cx);
+        let upgrades = self.upgrades(proto, &routes, at, &mut filter_cx, router.as_ref());
         let early_mutations = early_mutations(proto, at, cx);
         let access_logs = AccessLogs::compile(&proto.access_log, cx.server, &at.field("access_log"), cx.report);
         let identity = compile_identity::identity(proto, at, cx);
@@ -94,12 +96,15 @@ impl HcmFactory {
                 HeaderValue::from_static("envoy")
             }
         };
+        let proxy_status = proto.proxy_status_config.as_ref().map(|config| {
+            let name = server_name.to_str().unwrap_or_default();
+            Box::new(ProxyStatus::compile(config, name, &at.field("proxy_status_config"), cx))
+        });
         refuse_unsupported(proto, at, cx);
         let path = path_policy(proto, at, cx);
         let timeouts = compile_lifetime::timeouts(proto, at, cx.report);
         options.stream_flush_timeout = timeouts.flush;
         let log_options = compile_lifetime::log_options(proto, at, cx.report);
-        let upgrades = upgrades(proto, at, cx);
         let codec = match proto.codec_type {
             0 => Codec::Auto,
             1 => Codec::Http1,
@@ -143,6 +148,7 @@ impl HcmFactory {
             local_reply,
             server_header,
             server_name,
+            proxy_status,
             upgrades,
             timeouts,
             log_options,
@@ -168,6 +174,36 @@ impl HcmFactory {
         let complete = entries.iter().all(|e| !matches!(e, Filter::Refused));
         let entries = entries.into_iter().filter_map(Filter::entry).collect();
         (complete.then(|| FilterChain::new(entries)), router)
+    }
+
+    /// `upgrade_configs`, with their own filters. Their router must be the connection manager's.
+    fn upgrades(
+        &self,
+        proto: &HttpConnectionManager,
+        routes: &Arc<Routes>,
+        at: &At<'_>,
+        cx: &mut FactoryCx<'_>,
+        router: Option<&RouterConfig>,
+    ) -> Vec<Upgrade> {
+        let list = at.field("upgrade_configs");
+        let mut upgrades: Vec<Upgrade> = Vec::new();
+        for (i, upgrade) in proto.upgrade_configs.iter().enumerate() {
+            let here = list.index(i);
+            if upgrades.iter().any(|u| u.kind.eq_ignore_ascii_case(&upgrade.upgrade_type)) {
+                cx.report.error(&here.field("upgrade_type"), format!("{:?} twice", upgrade.upgrade_type), "name each type once");
+            }
+            let mut filters = None;
+            if !upgrade.filters.is_empty() {
+                let at = here.field("filters");
+                let (chain, own) = self.filters(&upgrade.filters, routes, &at, cx);
+                if own.is_some() && router.is_some() && own.as_ref() != router {
+                    cx.report.unsupported(&at.index(upgrade.filters.len() - 1), "a router other than that of http_filters");
+                }
+                filters = chain;
+            }
+            upgrades.push(Upgrade { kind: upgrade.upgrade_type.clone(), enabled: upgrade.enabled.unwrap_or(true), filters });
+        }
+        upgrades
     }
 
     fn filter(&self, proto: &HttpFilter, routes: &Arc<Routes>, at: &At<'_>, cx: &mut FactoryCx<'_>) -> Filter {
@@ -343,7 +379,7 @@ fn codec_stats(scope: &nuncio_stats::Scope) -> CodecStats {
 
 fn path_policy(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>) -> PathPolicy {
     if proto.path_normalization_options.is_some() {
-        cx.report.unsupported(&at.field("path_normalization_options"), "path_normalization_options");
+        cx.report.warning(&at.field("path_normalization_options"), "set", "ignored, as by Envoy, which does not implement it");
     }
     let escaped_slashes = PathWithEscapedSlashesAction::try_from(proto.path_with_escaped_slashes_action).unwrap_or_else(|_| {
         let found = format!("value {}", proto.path_with_escaped_slashes_action);
@@ -368,45 +404,24 @@ fn early_mutations(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryC
     all
 }
 
-fn upgrades(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>) -> Vec<Upgrade> {
-    let list = at.field("upgrade_configs");
-    let mut upgrades: Vec<Upgrade> = Vec::new();
-    for (i, upgrade) in proto.upgrade_configs.iter().enumerate() {
-        let here = list.index(i);
-        if !upgrade.filters.is_empty() {
-            cx.report.unsupported(&here.field("filters"), "a filter chain of its own for upgrades");
-        }
-        if upgrades.iter().any(|u| u.kind.eq_ignore_ascii_case(&upgrade.upgrade_type)) {
-            cx.report.error(&here.field("upgrade_type"), format!("{:?} twice", upgrade.upgrade_type), "name each type once");
-        }
-        upgrades.push(Upgrade { kind: upgrade.upgrade_type.clone(), enabled: upgrade.enabled.unwrap_or(true) });
-    }
-    upgrades
-}
-
 /// Fields without an implementation: refused by name where leaving them out would change what requests get.
 fn refuse_unsupported(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>) {
     let report = &mut *cx.report;
     if proto.tracing.as_ref().is_some_and(|t| t.provider.is_some()) {
         report.unsupported(&at.field("tracing").field("provider"), "exporting spans");
     }
-    if proto.proxy_status_config.is_some() {
-        report.unsupported(&at.field("proxy_status_config"), "the Proxy-Status header");
-    }
     if proto.typed_header_validation_config.is_some() {
         report.unsupported(&at.field("typed_header_validation_config"), "a header validation extension");
     }
-    if proto.forward_client_cert_matcher.is_some() {
-        report.unsupported(&at.field("forward_client_cert_matcher"), "a client certificate matcher");
-    }
     if proto.represent_ipv4_remote_address_as_ipv4_mapped_ipv6 {
-        report.unsupported(&at.field("represent_ipv4_remote_address_as_ipv4_mapped_ipv6"), "true");
+        report.warning(
+            &at.field("represent_ipv4_remote_address_as_ipv4_mapped_ipv6"),
+            "true",
+            "ignored, as by Envoy, which does not implement it",
+        );
     }
     if proto.add_proxy_protocol_connection_state == Some(false) {
         report.unsupported(&at.field("add_proxy_protocol_connection_state"), "false");
-    }
-    if proto.set_current_client_cert_details.as_ref().is_some_and(|d| d.format != 0) {
-        report.unsupported(&at.field("set_current_client_cert_details").field("format"), "a format other than the default");
     }
     if proto.record_route_resolution_stats {
         report.warning(&at.field("record_route_resolution_stats"), "true", "route resolution is not measured");

@@ -3,16 +3,16 @@
 
 use crate::identity::{Detection, Identity, Internal, Sampling};
 use crate::request_id::RequestIdPolicy;
-use crate::xfcc::ClientCert;
+use crate::xfcc::{ClientCert, ClientCertPolicy};
 use http::{HeaderName, HeaderValue};
-use nuncio_core::diag::At;
+use nuncio_core::diag::{At, Report};
 use nuncio_core::registry::FactoryCx;
-use nuncio_matcher::{Fraction, IpSet, RuntimeFraction};
+use nuncio_matcher::{Fraction, IpSet, MatchTree, RuntimeFraction};
 use nuncio_proto::envoy::config::core::v3::scheme_header_transformation::Transformation;
 use nuncio_proto::envoy::config::core::v3::{CidrRange, Node};
 use nuncio_proto::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager;
 use nuncio_proto::envoy::extensions::filters::network::http_connection_manager::v3::http_connection_manager::{
-    ForwardClientCertDetails, Tracing,
+    ForwardClientCertConfig, ForwardClientCertDetails, ForwardClientCertFormat, SetCurrentClientCertDetails, Tracing,
 };
 use nuncio_proto::envoy::extensions::http::original_ip_detection::custom_header::v3::CustomHeaderConfig;
 use nuncio_proto::envoy::extensions::http::original_ip_detection::xff::v3::XffConfig;
@@ -168,13 +168,35 @@ fn custom_header(any: &nuncio_proto::Any, at: &At<'_>, cx: &mut FactoryCx<'_>) -
     Some(Detection::CustomHeader { name, trusted: config.allow_extension_to_set_address_as_trusted, reject })
 }
 
-fn client_cert(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>) -> ClientCert {
-    let mode = ForwardClientCertDetails::try_from(proto.forward_client_cert_details).unwrap_or_else(|_| {
-        let found = format!("value {}", proto.forward_client_cert_details);
-        cx.report.error(&at.field("forward_client_cert_details"), found, "a mode of ForwardClientCertDetails");
+fn client_cert(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_>) -> ClientCertPolicy {
+    let mode_at = at.field("forward_client_cert_details");
+    let fixed = cert_details(proto.forward_client_cert_details, proto.set_current_client_cert_details.as_ref(), &mode_at, cx.report);
+    let matched = proto.forward_client_cert_matcher.as_ref().and_then(|matcher| {
+        MatchTree::compile(matcher, &at.field("forward_client_cert_matcher"), cx.report, &mut |action, at, report| {
+            let at = at.field("typed_config");
+            match typed::unpack_as::<ForwardClientCertConfig>(&action.typed_config.clone().unwrap_or_default()) {
+                Ok(config) => Some(cert_details(
+                    config.forward_client_cert_details,
+                    config.set_current_client_cert_details.as_ref(),
+                    &at.field("forward_client_cert_details"),
+                    report,
+                )),
+                Err(why) => {
+                    report.error(&at, why, "give a ForwardClientCertConfig");
+                    None
+                }
+            }
+        })
+    });
+    ClientCertPolicy { fixed, matched }
+}
+
+fn cert_details(mode: i32, details: Option<&SetCurrentClientCertDetails>, at: &At<'_>, report: &mut Report) -> ClientCert {
+    let mode = ForwardClientCertDetails::try_from(mode).unwrap_or_else(|_| {
+        report.error(at, format!("value {mode}"), "a mode of ForwardClientCertDetails");
         ForwardClientCertDetails::Sanitize
     });
-    let details = proto.set_current_client_cert_details.unwrap_or_default();
+    let details = details.copied().unwrap_or_default();
     ClientCert {
         mode,
         subject: details.subject.unwrap_or(false),
@@ -183,6 +205,7 @@ fn client_cert(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx<'_
         dns: details.dns,
         uri: details.uri,
         issuer: details.issuer,
+        json: details.format() == ForwardClientCertFormat::Json,
     }
 }
 

@@ -5,6 +5,7 @@ use crate::host::HostPolicy;
 use crate::identity::Identity;
 use crate::local_reply::LocalReplyConfig;
 use crate::path::PathPolicy;
+use crate::proxy_status::ProxyStatus;
 use crate::router::RouterConfig;
 use crate::routes::Routes;
 use crate::stats::{HcmStats, ListenerHttpStats};
@@ -39,6 +40,8 @@ pub struct Upgrade {
     /// `upgrade_type`, compared without case.
     pub kind: String,
     pub enabled: bool,
+    /// Filters of its own, in the place of the connection manager's.
+    pub filters: Option<FilterChain>,
 }
 
 /// Timeouts of the connection manager; none is no limit.
@@ -93,6 +96,7 @@ pub struct HcmConfig {
     pub local_reply: LocalReplyConfig,
     pub server_header: ServerHeader,
     pub server_name: HeaderValue,
+    pub proxy_status: Option<Box<ProxyStatus>>,
     pub upgrades: Vec<Upgrade>,
     pub timeouts: Timeouts,
     pub log_options: LogOptions,
@@ -104,6 +108,10 @@ impl HcmConfig {
     /// RDS names that have not arrived yet.
     pub fn pending_routes(&self) -> Vec<String> {
         self.routes.pending()
+    }
+    /// The filters of a request: those of the upgrade at this place of `upgrades`, if it has any, else the connection manager's.
+    pub fn chain(&self, upgrade: Option<usize>) -> &FilterChain {
+        upgrade.and_then(|at| self.upgrades.get(at)?.filters.as_ref()).unwrap_or(&self.filters)
     }
     /// Whether upgrades of `kind` go through.
     pub fn upgrade_allowed(&self, kind: &str) -> bool {

@@ -4,7 +4,7 @@
 
 use crate::names::{self, *};
 use crate::request_id::{self, RequestIdPolicy, TraceReason};
-use crate::xfcc::ClientCert;
+use crate::xfcc::ClientCertPolicy;
 use http::{HeaderName, HeaderValue, header};
 use nuncio_core::headers::value;
 use nuncio_core::registry::Runtime;
@@ -29,7 +29,7 @@ pub struct Identity {
     pub preserve_external_request_id: bool,
     pub request_id: RequestIdPolicy,
     pub tracing: Option<Sampling>,
-    pub client_cert: ClientCert,
+    pub client_cert: ClientCertPolicy,
     /// `scheme_header_transformation.scheme_to_overwrite`.
     pub scheme_to_overwrite: Option<ByteStr>,
     /// `scheme_header_transformation.match_upstream`.
@@ -137,7 +137,7 @@ impl Identity {
             names::append_comma(&mut head.headers, &header::VIA, via.as_bytes());
         }
         self.settle_request_id(head, edge);
-        self.client_cert.apply(head, connection.tls.as_deref());
+        self.client_cert.apply(head, info);
         Ok(internal)
     }
 

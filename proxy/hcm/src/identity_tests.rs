@@ -3,7 +3,7 @@
 use crate::identity::{Detection, Identity, Internal, Sampling};
 use crate::names::*;
 use crate::request_id::RequestIdPolicy;
-use crate::xfcc::ClientCert;
+use crate::xfcc::{ClientCert, ClientCertPolicy};
 use http::{HeaderName, HeaderValue, Method};
 use nuncio_core::diag::{At, Report};
 use nuncio_core::registry::Runtime;
@@ -31,14 +31,18 @@ fn edge() -> Identity {
         preserve_external_request_id: false,
         request_id: RequestIdPolicy { pack_trace_reason: true, use_for_sampling: true },
         tracing: None,
-        client_cert: ClientCert {
-            mode: ForwardClientCertDetails::Sanitize,
-            subject: false,
-            cert: false,
-            chain: false,
-            dns: false,
-            uri: false,
-            issuer: false,
+        client_cert: ClientCertPolicy {
+            matched: None,
+            fixed: ClientCert {
+                mode: ForwardClientCertDetails::Sanitize,
+                subject: false,
+                cert: false,
+                chain: false,
+                dns: false,
+                uri: false,
+                issuer: false,
+                json: false,
+            },
         },
         scheme_to_overwrite: None,
         scheme_match_upstream: false,

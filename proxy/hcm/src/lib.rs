@@ -21,6 +21,7 @@ mod local_reply;
 mod names;
 pub mod on_demand;
 mod path;
+mod proxy_status;
 mod request_id;
 mod router;
 mod routes;

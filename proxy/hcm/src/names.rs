@@ -46,6 +46,7 @@ names! {
     GRPC_MESSAGE "grpc-message";
     KEEP_ALIVE "keep-alive";
     PROXY_CONNECTION "proxy-connection";
+    PROXY_STATUS "proxy-status";
 }
 
 /// Appends `text` to the header, joined by `, ` as in Via; adds the header if it is absent.

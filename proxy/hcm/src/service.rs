@@ -66,13 +66,11 @@ impl HttpConnection {
         let mut streams = router::Streams { informational, upgrade: None };
         let mut upgrade = upgrade;
         loop {
-            if config.log_options.on_new_request {
-                active.log(AccessLogType::DownstreamStart);
-            }
             if let Some(reply) = self.admit(&mut active, upgrade.take(), &mut streams) {
                 return self.reply(active, *reply);
             }
-            if let Some(reply) = config.filters.on_request(&mut active.ex, |ex| resolve_route(&config, ex)).await {
+            let filters = config.chain(active.upgrade);
+            if let Some(reply) = filters.on_request(&mut active.ex, |ex| resolve_route(&config, ex)).await {
                 return self.reply(active, *reply);
             }
             match router::run(&mut active, &mut streams).await {
@@ -142,6 +140,12 @@ impl HttpConnection {
         } else {
             resolve_route(&config, ex);
         }
+        if config.log_options.on_new_request {
+            // Of the body nothing has been seen yet, even if it is there.
+            let received = active.ex.info.request_meter.bytes.replace(0);
+            active.log(AccessLogType::DownstreamStart);
+            active.ex.info.request_meter.bytes.set(received);
+        }
         self.settle_upgrade(active, upgrade, streams)
     }
 
@@ -155,6 +159,8 @@ impl HttpConnection {
         let by_route = entry(ex).and_then(|e| e.forward()).and_then(|f| f.upgrade(kind));
         if by_route.unwrap_or_else(|| active.config.upgrade_allowed(kind)) {
             streams.upgrade = Some(body);
+            active.begin_upgrade();
+            active.upgrade = active.config.upgrades.iter().position(|u| u.kind.eq_ignore_ascii_case(kind));
             None
         } else {
             active.config.stats.downstream_rq_ws_on_non_ws_route.inc();
@@ -181,8 +187,9 @@ impl HttpConnection {
     fn respond(&self, mut active: Active) -> Response {
         let config = active.config.clone();
         let ex = &mut *active.ex;
-        if config.filters.needs(Needs::RESPONSE_HEADERS) {
-            config.filters.on_response(ex);
+        let filters = config.chain(active.upgrade);
+        if filters.needs(Needs::RESPONSE_HEADERS) {
+            filters.on_response(ex);
         }
         let Some(mut head) = ex.response.take() else {
             // The router always leaves a response; this stands for a bug and is visible as a 500.
@@ -216,11 +223,11 @@ impl HttpConnection {
             config.stats.downstream_cx_drain_close.inc();
         }
         // Formatters and completion callbacks read the response after the codec took its head.
-        if config.filters.needs(Needs::COMPLETE) || !config.access_logs.is_empty() {
+        if filters.needs(Needs::COMPLETE) || !config.access_logs.is_empty() {
             ex.response = Some(head.clone());
         }
-        let tunnel = active.ex.request.method == Method::CONNECT && head.status == StatusCode::OK;
-        if tunnel && config.log_options.on_tunnel {
+        let tunnel = || is_upgrade_response(&head) || active.ex.request.method == Method::CONNECT && head.status == StatusCode::OK;
+        if config.log_options.on_tunnel && tunnel() {
             active.log(AccessLogType::DownstreamTunnelSuccessfullyEstablished);
         }
         let flush_timeout = entry(&active.ex).and_then(|e| e.forward()).and_then(|f| f.flush_timeout().or(f.idle_timeout()));
@@ -250,6 +257,9 @@ impl HttpConnection {
             && let Some(id) = ex.request.headers.get(&X_REQUEST_ID)
         {
             head.headers.insert(X_REQUEST_ID.clone(), id.clone());
+        }
+        if let Some(status) = &config.proxy_status {
+            status.apply(head, &ex.info);
         }
     }
 }

@@ -30,8 +30,11 @@ pub struct Active {
     pub has_body: bool,
     /// Redirects of upstreams that were followed for the client's request.
     pub redirects: Option<Box<Redirects>>,
+    /// The entry of `upgrades` whose filters see the request.
+    pub upgrade: Option<usize>,
     /// When the next line of a stream that is not over is due.
     ticks: Ticks,
+    upgrading: bool,
     outcome: Outcome,
 }
 
@@ -81,9 +84,18 @@ impl Active {
             control: StreamControl::none(),
             has_body: false,
             redirects: None,
+            upgrade: None,
             ticks: Ticks::default(),
+            upgrading: false,
             outcome: Outcome::Open,
         }
+    }
+
+    /// The stream is an upgrade or CONNECT that may go on.
+    pub fn begin_upgrade(&mut self) {
+        self.upgrading = true;
+        self.config.stats.downstream_cx_upgrades_total.inc();
+        self.config.stats.downstream_cx_upgrades_active.inc();
     }
 
     /// Writes a line of a stream that goes on.
@@ -152,6 +164,9 @@ impl Active {
         let ex = &mut *self.ex;
         let stats = &self.config.stats;
         stats.downstream_rq_active.dec();
+        if self.upgrading {
+            stats.downstream_cx_upgrades_active.dec();
+        }
         match self.outcome {
             Outcome::Sent | Outcome::Redirected => {}
             Outcome::Reset => stats.downstream_rq_tx_reset.inc(),
@@ -184,8 +199,9 @@ impl Active {
             self.config.listener_stats.response(ex.info.response_code);
             stats.downstream_rq_time.record(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
         }
-        if self.config.filters.needs(Needs::COMPLETE) {
-            self.config.filters.on_complete(ex);
+        let filters = self.config.chain(self.upgrade);
+        if filters.needs(Needs::COMPLETE) {
+            filters.on_complete(ex);
         }
         if !self.config.access_logs.is_empty() {
             let mut context = FormatContext::exchange(ex).of_type(AccessLogType::DownstreamEnd);
@@ -221,7 +237,7 @@ impl BodySource for ResponseBody {
                 Some(Ok(Frame::Data(data)))
             }
             Some(Ok(Frame::Trailers(mut trailers))) => {
-                self.active.config.filters.on_response_trailers(ex, &mut trailers);
+                self.active.config.chain(self.active.upgrade).on_response_trailers(ex, &mut trailers);
                 ex.response_trailers = Some(trailers.clone());
                 Some(Ok(Frame::Trailers(trailers)))
             }

@@ -119,10 +119,6 @@ impl RouteEntry {
     pub fn cluster_for(&self, request: &RequestHead, info: &StreamInfo) -> Option<Arc<ClusterSlot>> {
         self.cluster.as_ref()?.resolve(&self.route.vhost.table.clusters, request, Some(info))
     }
-    /// Whether the cluster is looked for again when filters are done with the request (`refreshRouteCluster`).
-    pub fn refreshes_cluster(&self) -> bool {
-        matches!(self.cluster, Some(ClusterRef::Matcher(_)))
-    }
     /// `path` (without query) as routes were matched by it: without path parameters if the table ignores them. Authorization by path
     /// must see what routing sees.
     pub fn match_path<'a>(&self, path: &'a str) -> std::borrow::Cow<'a, str> {

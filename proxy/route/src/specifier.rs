@@ -23,8 +23,10 @@ impl Plugins {
             let at = at.index(i);
             let compiled = specifier(plugin, &at, cx)?;
             let name = plugin.extension.as_ref().map_or("", |e| e.name.as_str());
-            if all.insert(name.into(), compiled).is_some() {
-                return cx.refuse(&at.field("extension").field("name"), format!("\"{name}\" twice"), "name each plugin once");
+            if all.contains_key(name) {
+                cx.report.warning(&at.field("extension").field("name"), format!("\"{name}\" twice"), "the first one counts, as in Envoy");
+            } else {
+                all.insert(Box::from(name), compiled);
             }
         }
         Some(Self(all))

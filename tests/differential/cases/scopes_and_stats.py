@@ -1,7 +1,8 @@
 """Which stats a request is counted in, and which route table it gets by scope, host discovery or cluster specifier."""
 import json
 
-from harness.config import cluster, endpoint, extension, route, say, to
+from cases.tls import socket as tls_socket
+from harness.config import cluster, endpoint, extension, route, router, say, to, typed
 from harness.setup import Setup, reply
 from harness.validate import Validation
 
@@ -181,6 +182,121 @@ def scopes():
     return made
 
 
+def proxy_status():
+    made = []
+    routes = [route("/up", to("a", timeout="0.2s")), route("/refused", to("refused")), route("/none", to("nowhere")), route("/say", direct_response=say("x", 503)),
+              route("/retry", to("refused", retry_policy={"retry_on": "5xx", "num_retries": 1, **BACK_OFF})), route("/empty", to("empty")),
+              route("/fault", to("a"), typed_per_filter_config={"envoy.filters.http.fault": typed("filters.http.fault.v3.HTTPFault", abort={"http_status": 418, "percentage": {"numerator": 100}})})]
+    for name, config in {"default": {}, "bare": {"remove_details": True}, "literal": {"literal_proxy_name": "my proxy", "remove_response_flags": True}, "node": {"use_node_id": True, "remove_connection_termination_details": True},
+                         "status": {"set_recommended_response_code": True}, "no id": {"use_node_id": False}}.items():
+        setup = Setup(f"proxy-status-{name}", hcm={"proxy_status_config": config, "server_name": "edge", "http_protocol_options": {"accept_http_10": False}},
+                      filters=[extension("envoy.filters.http.fault", "filters.http.fault.v3.HTTPFault")], clusters=[cluster("a"), cluster("refused"), cluster("empty", localities=[])], upstreams={"refused": "refused"},
+                      route_config={"name": "t", "validate_clusters": False, "virtual_hosts": [{"name": "v", "domains": ["*"], "routes": routes}]}, stats=["^http.test.downstream_rq_[0-9]xx"])
+        for path in ("/up", "/refused", "/none", "/say", "/retry", "/empty", "/fault", "/nothing"):
+            setup.get(path)
+        setup.get("timeout", "/up", upstream=[1.0, OK])
+        setup.get("reset", "/up", upstream=["reset"])
+        setup.get("close", "/up", upstream=["close"])
+        setup.get("garbage", "/up", upstream=[b"nonsense\r\n\r\n", "close"])
+        setup.get("appended", "/up", upstream=[reply(503, [("proxy-status", "origin; error=dns_error")], "bad", reason="x")])
+        setup.get("bad path", "/up#x")
+        setup.get("post refused", "/refused", method="POST", body=b"x")
+        made.append(setup)
+    return made
+
+
+def client_certs():
+    def action(mode, **details):
+        return {"on_match": {"action": {"name": "a", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager.ForwardClientCertConfig",
+                                                                      "forward_client_cert_details": mode, "set_current_client_cert_details": details}}}}
+
+    def header(value):
+        return {"predicate": {"single_predicate": {"input": extension("x", "envoy.type.matcher.v3.HttpRequestHeaderMatchInput", header_name="x-mode"), "value_match": {"exact": value}}}}
+    made = []
+    every = {"subject": True, "cert": True, "chain": True, "dns": True, "uri": True, "issuer": True}
+    chain = tls_socket("ca.pem")
+    rows = {"json-set": {"forward_client_cert_details": "SANITIZE_SET", "set_current_client_cert_details": {**every, "format": "JSON"}},
+            "json-append": {"forward_client_cert_details": "APPEND_FORWARD", "set_current_client_cert_details": {"uri": True, "format": "JSON"}},
+            "json-nothing": {"forward_client_cert_details": "APPEND_FORWARD", "set_current_client_cert_details": {"format": "JSON"}},
+            "matcher": {"forward_client_cert_details": "FORWARD_ONLY", "forward_client_cert_matcher": {"matcher_list": {"matchers": [
+                {**header("set"), **action("SANITIZE_SET", uri=True)}, {**header("append"), **action("APPEND_FORWARD", subject=True)}, {**header("sanitize"), **action("SANITIZE")},
+                {**header("always"), **action("ALWAYS_FORWARD_ONLY")}]}}}}
+    for name, hcm in rows.items():
+        setup = Setup(f"client-cert-{name}", chain=chain, hcm=hcm)
+        for case, options in (("none", {"sni": "host.test"}), ("client", {"sni": "host.test", "cert": "client"})):
+            for mode in ("", "set", "append", "sanitize", "always") if name == "matcher" else ("",):
+                setup.get(f"{case} {mode} bare", "/", [("x-mode", mode)], tls=options)
+                setup.get(f"{case} {mode} given", "/", [("x-mode", mode), ("x-forwarded-client-cert", "By=spiffe://x;Hash=ab")], tls=options)
+                setup.get(f"{case} {mode} json given", "/", [("x-mode", mode), ("x-forwarded-client-cert", '[{"hash":"ab"}]')], tls=options)
+        made.append(setup)
+    return made
+
+
+def specifiers():
+    def specifier(name, matchers, **fields):
+        return {"extension": extension(name, "router.cluster_specifiers.matcher.v3.MatcherClusterSpecifier", cluster_matcher={"matcher_list": {"matchers": matchers}, **fields})}
+
+    def chosen(name):
+        return {"action": extension("c", "router.cluster_specifiers.matcher.v3.ClusterAction", cluster=name)}
+
+    def by(value, name):
+        return {"predicate": {"single_predicate": {"input": extension("x", "envoy.type.matcher.v3.HttpRequestHeaderMatchInput", header_name="x-to"), "value_match": {"exact": value}}}, "on_match": chosen(name)}
+    optional = {"is_optional": True, "extension": extension("gone", "filters.http.nope.v3.Nope")}
+    setup = Setup("specifiers", clusters=[cluster("a"), cluster("b")], filters=[extension("envoy.filters.http.header_mutation", "filters.http.header_mutation.v3.HeaderMutation", mutations={
+        "request_mutations": [{"append": {"header": {"key": "x-to", "value": "b"}, "append_action": "OVERWRITE_IF_EXISTS"}}]})], route_config={
+            "name": "t", "cluster_specifier_plugins": [specifier("one", [by("a", "a"), by("b", "b"), by("n", "nowhere")]), specifier("else", [by("a", "a")], on_no_match=chosen("b"))], "virtual_hosts": [
+                {"name": "v", "domains": ["*"], "routes": [route("/one", {"cluster_specifier_plugin": "one"}), route("/else", {"cluster_specifier_plugin": "else"}),
+                                                           route("/inline", {"inline_cluster_specifier_plugin": specifier("x", [by("b", "b")])})]}]})
+    still = Setup("specifiers-still", clusters=setup.clusters, route_config=setup.route_config)
+    for one in (setup, still):
+        for path in ("/one", "/else", "/inline"):
+            for value in ("a", "b", "n", "z"):
+                one.get(f"{path} {value}", path, [("x-to", value)])
+            one.get(f"{path} none", path)
+    refused = Validation("specifiers-refused")
+    for name, table_of in {"unknown name": {"virtual_hosts": [{"name": "v", "domains": ["*"], "routes": [route("/", {"cluster_specifier_plugin": "one"})]}]},
+                           "twice": {"cluster_specifier_plugins": [specifier("one", [by("a", "a")]), specifier("one", [by("a", "a")])], "virtual_hosts": []},
+                           "optional": {"cluster_specifier_plugins": [optional], "virtual_hosts": []},
+                           "unknown type": {"cluster_specifier_plugins": [{**optional, "is_optional": False}], "virtual_hosts": []},
+                           "no matcher": {"cluster_specifier_plugins": [{"extension": extension("one", "router.cluster_specifiers.matcher.v3.MatcherClusterSpecifier")}], "virtual_hosts": []},
+                           "no cluster": {"cluster_specifier_plugins": [specifier("one", [by("a", "")])], "virtual_hosts": []}}.items():
+        refused.offer(name, route_config={"name": "t", **table_of})
+    return [setup, still, refused]
+
+
+def oddities():
+    """Fields that Envoy accepts and does nothing for."""
+    rows = {"path options": {"path_normalization_options": {"forwarding_transformation": {"operations": [{"normalize_path_rfc_3986": {}}, {"merge_slashes": {}}]},
+                                                            "http_filter_transformation": {"operations": [{"merge_slashes": {}}]}}},
+            "mapped": {"represent_ipv4_remote_address_as_ipv4_mapped_ipv6": True, "use_remote_address": True, "xff_num_trusted_hops": 1},
+            "resolution": {"record_route_resolution_stats": True}}
+    made = []
+    for name, hcm in rows.items():
+        setup = Setup(f"odd-{name}", hcm=hcm, log="%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT% %REQ(:PATH)%", stats=["downstream_rq_route"])
+        setup.get("path", "/a/../b//c")
+        setup.get("forwarded", "/", [("x-forwarded-for", "1.2.3.4")])
+        made.append(setup)
+    table_of = Validation("odd-refused")
+    table_of.offer("header validation", hcm={"typed_header_validation_config": extension("x", "http.header_validators.envoy_default.v3.HeaderValidatorConfig")})
+    return [*made, table_of]
+
+
+def upgrade_chains():
+    def tag(value):
+        return extension("envoy.filters.http.header_mutation", "filters.http.header_mutation.v3.HeaderMutation", mutations={
+            "request_mutations": [{"append": {"header": {"key": "x-chain", "value": value}}}], "response_mutations": [{"append": {"header": {"key": "x-chain", "value": value}}}]})
+    setup = Setup("upgrade-chains", filters=[tag("main")], hcm={"upgrade_configs": [
+        {"upgrade_type": "websocket", "filters": [tag("ws"), router()]}, {"upgrade_type": "other"}, {"upgrade_type": "bare", "filters": [router()]}]})
+    switch = reply(101, [("connection", "upgrade"), ("upgrade", "x")], reason="Switching Protocols", length=False)
+    for kind in ("websocket", "WebSocket", "other", "bare", "none"):
+        setup.get(kind, "/", [("connection", "upgrade"), ("upgrade", kind)], upstream=[switch, "close"])
+        setup.get(f"{kind} refused", "/", [("connection", "upgrade"), ("upgrade", kind)], upstream=[BAD])
+    setup.get("plain", "/")
+    refused = Validation("upgrade-chains-refused")
+    refused.offer("no router", hcm={"upgrade_configs": [{"upgrade_type": "websocket", "filters": [tag("ws")]}]})
+    return [setup, refused]
+
+
 def resources(kind, *messages):
     return json.dumps({"version_info": "1", "resources": [{"@type": f"type.googleapis.com/envoy.config.route.v3.{kind}", **message} for message in messages]})
 
@@ -209,4 +325,4 @@ def refusals():
 
 
 def setups():
-    return [*groups(), *zones(), *tracing(), *internal_only(), *scopes(), *refusals()]
+    return [*groups(), *zones(), *tracing(), *internal_only(), *scopes(), *refusals(), *proxy_status(), *client_certs(), *specifiers(), *oddities(), *upgrade_chains()]

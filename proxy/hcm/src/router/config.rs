@@ -5,7 +5,7 @@ use nuncio_proto::Message;
 use nuncio_proto::envoy::extensions::filters::http::router::v3::Router;
 
 /// A compiled router filter.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct RouterConfig {
     /// `dynamic_stats`: upstream stats per cluster; default true.
     pub dynamic_stats: bool,
