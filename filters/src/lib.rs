@@ -5,6 +5,7 @@ pub mod api_key_auth;
 pub mod basic_auth;
 pub mod buffer;
 pub mod compressor;
+pub mod concurrency_queue;
 pub mod connection;
 pub mod consumer;
 pub mod cors;
@@ -42,6 +43,7 @@ use nuncio_core::registry::Registry;
 pub fn register(registry: &mut Registry) {
     registry.http.push(Box::new(buffer::Factory));
     registry.http.push(Box::new(compressor::Factory));
+    registry.http.push(Box::new(concurrency_queue::Factory));
     registry.http.push(Box::new(cors::Factory));
     registry.http.push(Box::new(csrf::Factory));
     registry.http.push(Box::new(dynamic_forward_proxy::Factory));

@@ -48,6 +48,8 @@ flags! {
     27 DROP_OVERLOAD "DO" "DropOverload";
     28 DOWNSTREAM_REMOTE_RESET "DR" "DownstreamRemoteReset";
     29 UNCONDITIONAL_DROP_OVERLOAD "UDO" "UnconditionalDropOverload";
+    // Of our own: refused by nuncio.filters.http.concurrency_queue.
+    30 CONCURRENCY_QUEUE "CQ" "ConcurrencyQueue";
 }
 
 impl ResponseFlags {

@@ -37,7 +37,7 @@ struct Conn<IO> {
 impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
     /// Reads once; false at the end of the transport.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        match ready!(poll_fill(&mut self.io, &mut self.buf, cx)) {
+        match ready!(poll_fill(&mut self.io, &mut self.buf, usize::MAX, cx)) {
             Ok(0) => self.eof = true,
             Ok(_) => return Poll::Ready(true),
             Err(error) => {

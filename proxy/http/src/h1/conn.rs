@@ -4,7 +4,7 @@
 use crate::h1::body::BodyDecoder;
 use crate::h1::chunked::Event;
 use crate::h1::head::HeadError;
-use crate::h1::io::{OutBuf, poll_fill};
+use crate::h1::io::{FIRST_READ, OutBuf, poll_fill};
 use crate::h1::{encode, request};
 use crate::options::ServerOptions;
 use crate::service::StreamOps;
@@ -90,8 +90,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Conn<IO> {
     /// Reads once into the buffer. False: the peer closed or the transport failed, which `state` then tells.
     pub fn poll_read(&self, cx: &mut Context<'_>) -> Poll<bool> {
         let mut state = self.state.borrow_mut();
-        let State { io, buf, .. } = &mut *state;
-        let read = match poll_fill(io, buf, cx) {
+        let State { io, buf, body, .. } = &mut *state;
+        let limit = if body.is_done() { FIRST_READ } else { usize::MAX };
+        let read = match poll_fill(io, buf, limit, cx) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(read) => read,
         };

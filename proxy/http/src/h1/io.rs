@@ -2,7 +2,7 @@
 //! through one scratch buffer per worker and are copied out at their true size, or share it if they nearly fill it; output is
 //! gathered in vectors lent from a per-worker pool. An idle connection holds neither.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
@@ -27,12 +27,18 @@ thread_local! {
     static POOL: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Reads once and appends to `buf`; 0 bytes is the end of the transport.
-pub fn poll_fill<IO: AsyncRead + Unpin>(io: &mut IO, buf: &mut BytesMut, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+/// What is read at once of a request that has not begun: what comes of its body with it is kept however long a filter waits.
+pub const FIRST_READ: usize = 16 * 1024;
+
+/// Reads once, `limit` bytes at most, and appends to `buf`; 0 bytes is the end of the transport.
+pub fn poll_fill<IO>(io: &mut IO, buf: &mut BytesMut, limit: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>>
+where
+    IO: AsyncRead + Unpin,
+{
     let mut scratch = READ.take().unwrap_or_default();
     // Takes back what was shared if nobody holds it any more, as is usual; else the scratch buffer is a new one.
     scratch.reserve(SCRATCH);
-    let result = pin!(io.read_buf(&mut scratch)).poll(cx);
+    let result = pin!(io.read_buf(&mut (&mut scratch).limit(limit))).poll(cx);
     if scratch.len() >= SHARE_MIN && buf.is_empty() {
         *buf = scratch.split();
     } else {
@@ -174,7 +180,7 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         let mut fill = |data: &[u8], buf: &mut BytesMut| {
             let mut io = data;
-            assert!(matches!(poll_fill(&mut io, buf, &mut cx), Poll::Ready(Ok(n)) if n == data.len()));
+            assert!(matches!(poll_fill(&mut io, buf, usize::MAX, &mut cx), Poll::Ready(Ok(n)) if n == data.len()));
         };
         let (large, small) = (vec![b'l'; SHARE_MIN], [b's'; 10]);
         let (mut first, mut second, mut third) = (BytesMut::new(), BytesMut::new(), BytesMut::from(&b"third"[..]));
