@@ -1,6 +1,6 @@
 //! Codec options from `core.v3` protobuf, for both sides. Called on the control thread by nuncio-hcm and nuncio-upstream.
 
-use crate::options::{H1Options, H2Options, HeaderKeyFormat, HeadersWithUnderscores, KeepAlive};
+use crate::options::{FloodLimits, H1Options, H2Options, HeaderKeyFormat, HeadersWithUnderscores, KeepAlive};
 use nuncio_core::diag::{At, Report};
 use nuncio_proto::envoy::config::core::v3::http_protocol_options::HeadersWithUnderscoresAction;
 use nuncio_proto::envoy::config::core::v3::http1_protocol_options::header_key_format::HeaderFormat;
@@ -118,6 +118,20 @@ pub fn h2(proto: &Http2ProtocolOptions, at: &At<'_>, report: &mut Report) -> H2O
             WINDOW,
             defaults.initial_connection_window_size,
         ),
+        flood: FloodLimits {
+            max_consecutive_empty_frames: proto
+                .max_consecutive_inbound_frames_with_empty_payload
+                .unwrap_or(defaults.flood.max_consecutive_empty_frames),
+            max_priority_frames_per_stream: proto
+                .max_inbound_priority_frames_per_stream
+                .unwrap_or(defaults.flood.max_priority_frames_per_stream),
+            max_window_updates_per_data_frame: bounded(
+                "max_inbound_window_update_frames_per_data_frame_sent",
+                proto.max_inbound_window_update_frames_per_data_frame_sent,
+                1..=u32::MAX,
+                defaults.flood.max_window_updates_per_data_frame,
+            ),
+        },
         allow_connect: proto.allow_connect,
         ..defaults
     };
@@ -132,14 +146,15 @@ pub fn h2(proto: &Http2ProtocolOptions, at: &At<'_>, report: &mut Report) -> H2O
     for (set, name) in [
         (proto.max_outbound_frames.is_some(), "max_outbound_frames"),
         (proto.max_outbound_control_frames.is_some(), "max_outbound_control_frames"),
-        (proto.max_consecutive_inbound_frames_with_empty_payload.is_some(), "max_consecutive_inbound_frames_with_empty_payload"),
-        (proto.max_inbound_priority_frames_per_stream.is_some(), "max_inbound_priority_frames_per_stream"),
-        (proto.max_inbound_window_update_frames_per_data_frame_sent.is_some(), "max_inbound_window_update_frames_per_data_frame_sent"),
         (proto.stream_reset_burst.is_some(), "stream_reset_burst"),
         (proto.stream_reset_rate.is_some(), "stream_reset_rate"),
     ] {
         if set {
-            report.warning(&at.field(name), "set", "the flood limits of the h2 library apply instead");
+            report.warning(
+                &at.field(name),
+                "set",
+                "nothing is queued for a peer that does not read, and resets are limited by the h2 library",
+            );
         }
     }
     if proto.enable_huffman_encoding == Some(false) {

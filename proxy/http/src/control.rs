@@ -25,6 +25,7 @@ pub enum ConnectionEnd {
 pub struct ConnControl {
     drain: Cell<bool>,
     patient: Cell<bool>,
+    next_is_last: Cell<bool>,
     close: Cell<bool>,
     active: Cell<u32>,
     last_write: Cell<bool>,
@@ -48,6 +49,10 @@ impl ConnControl {
         if !self.drain.replace(true) {
             self.patient.set(true);
         }
+    }
+    /// The response to the next request is the last one; those that are running do not matter.
+    pub fn drain_at_next(&self) {
+        self.next_is_last.set(true);
     }
     /// Whether a connection without requests is to close.
     pub(crate) fn closes_when_idle(&self) -> bool {
@@ -79,6 +84,9 @@ impl ConnControl {
         self.last_write.set(true);
     }
     pub(crate) fn stream_began(&self) {
+        if self.next_is_last.get() {
+            self.drain_patiently();
+        }
         self.active.set(self.active.get().saturating_add(1));
     }
     pub(crate) fn stream_ended(&self) {

@@ -23,6 +23,8 @@ pub use client::ClientStream;
 pub use control::{ConnControl, ConnectionEnd};
 pub use h1::server::serve_h1;
 pub use h2::server::serve_h2;
-pub use options::{ClientOptions, CodecStats, H1Options, H2Options, HeaderKeyFormat, HeadersWithUnderscores, KeepAlive, ServerOptions};
+pub use options::{
+    ClientOptions, CodecStats, FloodLimits, H1Options, H2Options, HeaderKeyFormat, HeadersWithUnderscores, KeepAlive, ServerOptions,
+};
 pub use reason::reason_phrase;
-pub use service::{Informational, Malformed, Request, Response, Service, StreamControl};
+pub use service::{Informational, Malformed, Request, Response, Service, StreamControl, Unserved, WhyUnserved};

@@ -84,6 +84,23 @@ pub struct KeepAlive {
     pub connection_idle_interval: Option<Duration>,
 }
 
+/// Limits of what a peer may send without getting anywhere (`core.v3.Http2ProtocolOptions`); more ends the connection.
+#[derive(Clone, Copy, Debug)]
+pub struct FloodLimits {
+    /// `max_consecutive_inbound_frames_with_empty_payload`: HEADERS, CONTINUATION and DATA without payload or END_STREAM. Default 1.
+    pub max_consecutive_empty_frames: u32,
+    /// `max_inbound_priority_frames_per_stream`, for each stream that was opened and one more. Default 100.
+    pub max_priority_frames_per_stream: u32,
+    /// `max_inbound_window_update_frames_per_data_frame_sent`: twice that many, and two for each stream, and five. Default 10.
+    pub max_window_updates_per_data_frame: u32,
+}
+
+impl Default for FloodLimits {
+    fn default() -> Self {
+        Self { max_consecutive_empty_frames: 1, max_priority_frames_per_stream: 100, max_window_updates_per_data_frame: 10 }
+    }
+}
+
 /// `core.v3.Http2ProtocolOptions`. Windows in bytes.
 #[derive(Clone, Debug)]
 pub struct H2Options {
@@ -98,8 +115,8 @@ pub struct H2Options {
     /// Server: extended CONNECT (RFC 8441) is offered. Default false.
     pub allow_connect: bool,
     pub keepalive: Option<KeepAlive>,
-    /// `max_consecutive_inbound_frames_with_empty_payload`, flood limits: the most streams that the peer may reset before
-    /// we closed them; more ends the connection with ENHANCE_YOUR_CALM.
+    pub flood: FloodLimits,
+    /// The most streams that the peer may have reset before they were looked at; more ends the connection with ENHANCE_YOUR_CALM.
     pub max_pending_reset_streams: usize,
     /// Largest DATA frame that we accept, in bytes. Default 16384.
     pub max_frame_size: u32,
@@ -116,6 +133,7 @@ impl Default for H2Options {
             initial_connection_window_size: 24 << 20,
             allow_connect: false,
             keepalive: None,
+            flood: FloodLimits::default(),
             max_pending_reset_streams: 100,
             max_frame_size: 16_384,
             max_send_buffer: 1 << 20,
@@ -139,6 +157,10 @@ pub struct CodecStats {
     pub rx_messaging_error: Counter,
     pub trailers: Counter,
     pub goaway_sent: Counter,
+    /// Connections that were ended for a flood, by what it was of.
+    pub inbound_empty_frames_flood: Counter,
+    pub inbound_priority_frames_flood: Counter,
+    pub inbound_window_update_frames_flood: Counter,
 }
 
 /// Options of a downstream connection.

@@ -1,7 +1,7 @@
 //! What a server connection calls, and the handles that it gives to one stream. Implemented by nuncio-hcm; one worker.
 
 use http::StatusCode;
-use nuncio_core::{Body, RequestHead, ResponseHead};
+use nuncio_core::{Body, HttpVersion, RequestHead, ResponseHead};
 use std::future::{Future, poll_fn};
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -15,6 +15,32 @@ pub trait Service: 'static {
     fn call(self: Rc<Self>, request: Request) -> impl Future<Output = Response> + 'static;
     /// The codec refused a request. The answer is sent and, unless the options say otherwise, the connection closed.
     fn malformed(&self, error: &Malformed) -> Response;
+    /// A request that ended before it could be served and that nothing is left to be answered to: only to be logged and counted.
+    fn unserved(&self, request: &Unserved) {
+        let _ = request;
+    }
+}
+
+/// A request that the codec has dealt with by itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Unserved {
+    pub version: HttpVersion,
+    /// What the client was told; 0 if its stream was reset or it went away.
+    pub status: u16,
+    /// Envoy's response code details.
+    pub details: &'static str,
+    pub why: WhyUnserved,
+}
+
+/// Decides the response flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhyUnserved {
+    /// The client went away in the middle of the head.
+    Disconnected,
+    /// The head breaks the protocol.
+    Malformed,
+    /// The stream was reset for what the options forbid.
+    Reset,
 }
 
 /// A request that the codec refused.
@@ -55,6 +81,9 @@ pub struct Response {
     pub close: bool,
     /// Reset the stream (HTTP/2: RST_STREAM with this code; HTTP/1: close) instead of sending anything.
     pub reset: Option<u32>,
+    /// How long the client may leave the end of this response unread, in the place of
+    /// [`crate::ServerOptions::stream_flush_timeout`]; the inner none is no limit.
+    pub flush_timeout: Option<Option<Duration>>,
 }
 
 impl Response {
@@ -81,9 +110,6 @@ pub(crate) trait StreamOps {
     /// Whether the client ended this stream alone, and not its connection.
     fn was_reset(&self, serial: u64) -> bool;
     fn bytes_received(&self, serial: u64) -> u64;
-    /// How long the client may leave the end of this response unread, in the place of
-    /// [`crate::ServerOptions::stream_flush_timeout`]; the inner none is no limit.
-    pub flush_timeout: Option<Option<Duration>>,
     fn bytes_sent(&self, serial: u64) -> u64;
 }
 

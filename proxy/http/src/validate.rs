@@ -27,6 +27,8 @@ pub mod details {
     pub const LOW_VERSION: &str = "low_version";
     pub const REQUEST_HEADER_TIMEOUT: &str = "request_header_timeout";
     pub const H2_TOO_MANY_HEADERS: &str = "http2.too_many_headers";
+    pub const H2_TOO_LARGE: &str = "http2.header_list_size_too_large";
+    pub const REMOTE_DISCONNECT: &str = "downstream_remote_disconnect";
     pub const H2_UNDERSCORE: &str = "http2.unexpected_underscore";
     pub const H2_INVALID_FIELD: &str = "http2.invalid.header.field";
     pub const H2_MESSAGING: &str = "http2.violation.of.messaging.rule";

@@ -6,11 +6,14 @@ mod common;
 use bytes::{Bytes, BytesMut};
 use common::{Channel, TestService, collect, headers, local, ok};
 use http::StatusCode;
-use nuncio_core::{Body, Frame, ResponseHead, StreamError};
+use nuncio_core::{Body, BodySource, Frame, ResponseHead, StreamError};
 use nuncio_http::{ConnControl, ConnectionEnd, Request, Response, ServerOptions, serve_h1};
 use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::JoinHandle;
@@ -538,10 +541,10 @@ async fn timeouts() {
 async fn a_client_that_reads_nothing_is_left() {
     local(async {
         let channel = Channel::default();
-        for _ in 0..4 {
-            channel.data(vec![b'z'; 10_000]);
-        }
+        // All at once: before the end, the body has a clock of its own.
+        channel.data(vec![b'z'; 40_000]);
         channel.end();
+        channel.state().whole.set(true);
         let body = channel.clone();
         let service = TestService::new(move |_| {
             let body = body.clone();
@@ -560,6 +563,51 @@ async fn a_client_that_reads_nothing_is_left() {
         tokio::time::sleep(Duration::from_secs(11)).await;
         settle().await;
         assert!(channel.state().dropped.get());
+    })
+    .await;
+}
+
+/// Always has more, and gives up when nobody has read for a second.
+struct Impatient {
+    timer: Option<Pin<Box<tokio::time::Sleep>>>,
+    gone: Rc<Cell<bool>>,
+}
+
+impl BodySource for Impatient {
+    fn poll_frame(&mut self, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
+        self.timer = None;
+        Poll::Ready(Some(Ok(Frame::Data(Bytes::from(vec![b'z'; 10_000])))))
+    }
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(Duration::from_secs(1))));
+        timer.as_mut().poll(cx).map(|()| StreamError::LocalReset("stalled"))
+    }
+}
+
+impl Drop for Impatient {
+    fn drop(&mut self) {
+        self.gone.set(true);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_nobody_reads_may_give_up() {
+    local(async {
+        let gone = Rc::new(Cell::new(false));
+        let seen = gone.clone();
+        let service = TestService::new(move |_| {
+            let gone = seen.clone();
+            async move { ok(Body::Stream(Box::new(Impatient { timer: None, gone }))) }
+        });
+        let options = ServerOptions { stream_flush_timeout: None, ..ServerOptions::default() };
+        let mut s = start_with(service, options, 20_000, "");
+        s.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        tokio::time::sleep(Duration::from_millis(900)).await;
+        settle().await;
+        assert!(!gone.get());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        settle().await;
+        assert!(gone.get());
     })
     .await;
 }

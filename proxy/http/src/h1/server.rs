@@ -6,7 +6,7 @@ use crate::h1::conn::{Conn, RawBody, RequestBody, Upgrade};
 use crate::h1::reply::{Exchange, Outcome, reply};
 use crate::h1::request::{ParsedRequest, RequestParser};
 use crate::h1::response::Asked;
-use crate::service::{Informational, Malformed, Request, Response, Service, StreamControl, StreamOps};
+use crate::service::{Informational, Malformed, Request, Response, Service, StreamControl, StreamOps, Unserved, WhyUnserved};
 use crate::timer::Timer;
 use crate::validate::details;
 use crate::{ConnControl, ConnectionEnd, ServerOptions};
@@ -34,8 +34,15 @@ where
     S: Service,
 {
     let conn = Rc::new(Conn::new(io, leftover, options));
-    let mut driver =
-        Driver { conn, control, parser: RequestParser::default(), timer: Timer::default(), idle_since: Instant::now(), begun: None };
+    let mut driver = Driver {
+        conn,
+        control,
+        parser: RequestParser::default(),
+        timer: Timer::default(),
+        idle_since: Instant::now(),
+        begun: None,
+        touched: false,
+    };
     let end = driver.run(&service).await;
     driver.conn.mark_closed();
     driver.conn.end_stream();
@@ -50,6 +57,8 @@ struct Driver<IO> {
     idle_since: Instant,
     /// When the first byte of the head came that is being read.
     begun: Option<Instant>,
+    /// Anything came since the last request.
+    touched: bool,
 }
 
 /// What came instead of a request head.
@@ -64,7 +73,17 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Driver<IO> {
         loop {
             let parsed = match poll_fn(|cx| self.poll_head(cx)).await {
                 Ok(parsed) => parsed,
-                Err(NoHead::End(end)) => return end,
+                Err(NoHead::End(end)) => {
+                    if self.touched && matches!(end, ConnectionEnd::Remote | ConnectionEnd::Transport(_)) {
+                        service.unserved(&Unserved {
+                            version: HttpVersion::Http11,
+                            status: 0,
+                            details: details::REMOTE_DISCONNECT,
+                            why: WhyUnserved::Disconnected,
+                        });
+                    }
+                    return end;
+                }
                 Err(NoHead::Malformed(error)) => {
                     if self.refuse(service, &error).await == Outcome::KeepAlive {
                         continue;
@@ -109,9 +128,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Driver<IO> {
             let begun = {
                 let mut state = self.conn.state.borrow_mut();
                 if !state.buf.is_empty() {
+                    self.touched = true;
                     match self.parser.parse(&mut state.buf, &self.conn.options) {
                         Ok(Some(parsed)) => {
-                            self.begun = None;
+                            (self.begun, self.touched) = (None, false);
                             return Poll::Ready(Ok(parsed));
                         }
                         Ok(None) => {}
@@ -202,7 +222,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + 'static> Driver<IO> {
 
     /// Answers what the codec refused.
     async fn refuse<S: Service>(&mut self, service: &Rc<S>, error: &Malformed) -> Outcome {
-        self.begun = None;
+        (self.begun, self.touched) = (None, false);
         let keep_alive = error.recoverable && self.conn.options.h1.stream_error_on_invalid_http_message;
         let mut response = service.malformed(error);
         response.close |= !keep_alive;

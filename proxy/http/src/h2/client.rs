@@ -1,6 +1,7 @@
 //! The client side of HTTP/2: one connection, driven by its own local task, that carries many streams.
 
 use crate::ClientOptions;
+use crate::h2::guard::Guard;
 use crate::h2::io::{Heard, Io};
 use crate::h2::keepalive::Pinger;
 use crate::h2::stream::poll_recv;
@@ -83,7 +84,7 @@ pub struct Client {
 impl Client {
     /// Sends the preface and spawns the connection's task on the current `LocalSet`.
     pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin + 'static>(io: IO, options: Arc<ClientOptions>) -> Result<Self, StreamError> {
-        let io = Io::new(io, BytesMut::new());
+        let io = Io::new(io, BytesMut::new(), Guard::new(false, options.h2.flood));
         let heard = io.heard();
         let h2 = &options.h2;
         let (send, mut connection) = Builder::new()
@@ -257,6 +258,9 @@ where
         Poll::Pending
     })
     .await;
+    if let Some(flood) = shared.heard.guard.borrow().flood() {
+        flood.count(&shared.options.stats);
+    }
     // Dropping the connection fails its streams; then everyone hears of it.
     drop(connection);
     *shared.closed.borrow_mut() = Some(why);

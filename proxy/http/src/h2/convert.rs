@@ -22,8 +22,8 @@ pub struct Incoming {
 /// Why a request is not served.
 pub enum Refused {
     Malformed(Box<Malformed>),
-    /// The stream is reset.
-    Reset(h2::Reason),
+    /// The stream is reset; with response code details.
+    Reset(h2::Reason, &'static str),
 }
 
 /// Header fields in order; several cookies become one, as RFC 9113, section 8.2.3 asks of whoever leaves HTTP/2.
@@ -67,7 +67,7 @@ pub fn request_in(parts: request::Parts, options: &ServerOptions) -> Result<Inco
     let fields_seen = parts.headers.len();
     // `h2` holds the body to the first one only.
     if parts.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() {
-        return Err(Refused::Reset(h2::Reason::PROTOCOL_ERROR));
+        return Err(Refused::Reset(h2::Reason::PROTOCOL_ERROR, details::H2_MESSAGING));
     }
     let mut headers = fields(parts.headers);
     underscores(&mut headers, options.headers_with_underscores, &options.stats)?;
@@ -107,9 +107,10 @@ pub fn request_in(parts: request::Parts, options: &ServerOptions) -> Result<Inco
         // In HTTP/1 form, so that everything above knows one form only.
         head.method = Method::GET;
         head.headers.remove(&header::CONTENT_LENGTH);
-        head.headers.append(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        let value = HeaderValue::from_maybe_shared(protocol.as_bytes().clone()).map_err(|_| Refused::Reset(h2::Reason::PROTOCOL_ERROR))?;
+        let value = HeaderValue::from_maybe_shared(protocol.as_bytes().clone())
+            .map_err(|_| Refused::Reset(h2::Reason::PROTOCOL_ERROR, details::H2_MESSAGING))?;
         head.headers.append(header::UPGRADE, value);
+        head.headers.append(header::CONNECTION, HeaderValue::from_static("upgrade"));
     }
     let upgrade = connect;
     let is_extended = extended.is_some();
@@ -141,7 +142,7 @@ fn underscores(headers: &mut Headers, action: HeadersWithUnderscores, stats: &Co
     }
     if action == HeadersWithUnderscores::RejectRequest {
         stats.h2_requests_rejected_with_underscores_in_headers.inc();
-        return Err(Refused::Reset(h2::Reason::PROTOCOL_ERROR));
+        return Err(Refused::Reset(h2::Reason::INTERNAL_ERROR, details::H2_UNDERSCORE));
     }
     headers.retain(|name, _| {
         if has(name) {
@@ -257,10 +258,10 @@ pub fn response_in(parts: response::Parts, protocol: Option<&ByteStr>) -> Respon
         && head.status == StatusCode::OK
     {
         head.status = StatusCode::SWITCHING_PROTOCOLS;
-        head.headers.append(header::CONNECTION, HeaderValue::from_static("upgrade"));
         if let Ok(value) = HeaderValue::from_maybe_shared(protocol.as_bytes().clone()) {
             head.headers.append(header::UPGRADE, value);
         }
+        head.headers.append(header::CONNECTION, HeaderValue::from_static("upgrade"));
     }
     head
 }

@@ -2,6 +2,7 @@
 
 pub mod client;
 mod convert;
+mod guard;
 mod io;
 mod keepalive;
 pub mod server;
@@ -30,7 +31,7 @@ fn stream_error(error: &h2::Error) -> StreamError {
     if error.is_reset() && error.is_library() {
         return match reason {
             // The peer passed a limit of ours with a response head.
-            Some(h2::Reason::ENHANCE_YOUR_CALM) => StreamError::TooLarge("http2.header_list_size_too_large"),
+            Some(h2::Reason::ENHANCE_YOUR_CALM) => StreamError::TooLarge(crate::validate::details::H2_TOO_LARGE),
             _ => StreamError::Protocol(crate::validate::details::H2_MESSAGING),
         };
     }

@@ -1,14 +1,17 @@
 //! The server side of one HTTP/2 connection: accepts streams, pings, drains and ends it. Its task is the connection's; each
 //! stream runs as a local task of its own.
 
-use crate::h2::io::Io;
+use crate::h2::guard::{Guard, Unshown};
+use crate::h2::io::{Heard, Io};
 use crate::h2::keepalive::Pinger;
 use crate::h2::stream;
-use crate::service::Service;
+use crate::service::{Service, Unserved, WhyUnserved};
 use crate::timer::Timer;
+use crate::validate::details;
 use crate::{ConnControl, ConnectionEnd, ServerOptions};
 use bytes::{Bytes, BytesMut};
 use h2::server::{Builder, Connection};
+use nuncio_core::HttpVersion;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
@@ -33,14 +36,14 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
     S: Service,
 {
-    let io = Io::new(io, leftover);
+    let io = Io::new(io, leftover, Guard::new(true, options.h2.flood));
     let heard = io.heard();
     let mut connection = match handshake(io, &options, &control).await {
         Ok(connection) => connection,
         Err(end) => return end,
     };
     let pinger = match options.h2.keepalive {
-        Some(settings) => connection.ping_pong().map(|pings| Pinger::new(pings, settings, heard)),
+        Some(settings) => connection.ping_pong().map(|pings| Pinger::new(pings, settings, heard.clone())),
         None => None,
     };
     let mut driver = Driver {
@@ -49,6 +52,7 @@ where
         options,
         control,
         pinger,
+        heard,
         timer: Timer::default(),
         idle_since: None,
         draining: None,
@@ -93,12 +97,13 @@ where
     .await
 }
 
-struct Driver<IO, S> {
+struct Driver<IO: AsyncRead + Unpin, S> {
     connection: Connection<Io<IO>, Bytes>,
     service: Rc<S>,
     options: Arc<ServerOptions>,
     control: Rc<ConnControl>,
     pinger: Option<Pinger>,
+    heard: Rc<Heard>,
     timer: Timer,
     /// When the last stream ended.
     idle_since: Option<Instant>,
@@ -127,8 +132,11 @@ where
                 self.options.stats.keepalive_timeout.inc();
                 return Poll::Ready(ConnectionEnd::KeepAliveTimeout);
             }
-            match self.connection.poll_accept(cx) {
+            let accepted = self.connection.poll_accept(cx);
+            self.tell_unshown();
+            match accepted {
                 Poll::Ready(Some(Ok((request, respond)))) => {
+                    self.heard.guard.borrow_mut().shown(respond.stream_id().as_u32());
                     self.streams = self.streams.saturating_add(1);
                     self.idle_since = None;
                     tokio::task::spawn_local(stream::serve(
@@ -146,7 +154,7 @@ where
                     return Poll::Ready(match end_of(&error) {
                         // A client that closes because it was asked to.
                         ConnectionEnd::Remote => self.quiet_end(),
-                        end => end,
+                        end => self.broken(end),
                     });
                 }
                 Poll::Ready(None) => return Poll::Ready(self.quiet_end()),
@@ -166,6 +174,45 @@ where
                 }
             }
         }
+    }
+
+    /// Tells of requests that the library refused by itself.
+    fn tell_unshown(&self) {
+        loop {
+            let next = self.heard.guard.borrow_mut().take_unshown();
+            match next {
+                Some(Unshown::Malformed) => self.unserved(0, details::H2_MESSAGING, WhyUnserved::Malformed),
+                Some(Unshown::TooLarge) => {
+                    self.options.stats.header_overflow.inc();
+                    self.unserved(431, details::H2_TOO_LARGE, WhyUnserved::Reset);
+                }
+                None => return,
+            }
+        }
+    }
+
+    fn unserved(&self, status: u16, details: &'static str, why: WhyUnserved) {
+        if why == WhyUnserved::Malformed {
+            self.options.stats.rx_messaging_error.inc();
+        }
+        self.service.unserved(&Unserved { version: HttpVersion::Http2, status, details, why });
+    }
+
+    /// The connection ends by the client's fault.
+    fn broken(&self, end: ConnectionEnd) -> ConnectionEnd {
+        let (flood, opening) = {
+            let guard = self.heard.guard.borrow();
+            (guard.flood(), guard.is_opening())
+        };
+        if let Some(flood) = flood {
+            flood.count(&self.options.stats);
+            return ConnectionEnd::Protocol(flood.details());
+        }
+        // A head that does not decode, or says what no head may.
+        if opening && matches!(end, ConnectionEnd::Protocol(_)) {
+            self.unserved(0, details::H2_MESSAGING, WhyUnserved::Malformed);
+        }
+        end
     }
 
     /// How the connection ended when nothing went wrong.
@@ -216,5 +263,5 @@ fn end_of(error: &h2::Error) -> ConnectionEnd {
             _ => ConnectionEnd::Transport(io.to_string()),
         };
     }
-    if error.is_remote() { ConnectionEnd::Remote } else { ConnectionEnd::Protocol("http2.violation.of.messaging.rule") }
+    if error.is_remote() { ConnectionEnd::Remote } else { ConnectionEnd::Protocol(details::H2_MESSAGING) }
 }

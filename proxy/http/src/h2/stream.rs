@@ -4,13 +4,13 @@ use crate::ConnControl;
 use crate::h2::convert::{self, Incoming, Refused};
 use crate::h2::{FRAME_HEADER, stream_error};
 use crate::options::ServerOptions;
-use crate::service::{Informational, Request, Response, Service, StreamControl, StreamOps};
+use crate::service::{Informational, Request, Response, Service, StreamControl, StreamOps, Unserved, WhyUnserved};
 use crate::timer::Timer;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Method, StatusCode, header};
-use nuncio_core::{Body, BodySource, Frame, ResponseHead, StreamError};
+use nuncio_core::{Body, BodySource, Frame, HttpVersion, ResponseHead, StreamError};
 use smallvec::SmallVec;
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -58,7 +58,7 @@ impl Shared {
     /// Whether the client reset the stream or is gone; registers this task for it.
     fn poll_reset(&self, cx: &mut Context<'_>) -> bool {
         let polled = self.respond.borrow_mut().poll_reset(cx);
-        self.reset.set(matches!(polled, Poll::Ready(Ok(_))));
+        self.reset.set(self.reset.get() || matches!(polled, Poll::Ready(Ok(_))));
         polled.is_ready()
     }
     fn sent(&self, n: u64) {
@@ -133,7 +133,12 @@ impl BodySource for RequestBody {
                 self.shared.rx.set(self.shared.rx.get() + n + FRAME_HEADER);
                 self.remaining = self.remaining.map(|left| left.saturating_sub(n));
             }
-            Poll::Ready(_) => self.done = true,
+            Poll::Ready(frame) => {
+                self.done = true;
+                if matches!(frame, Some(Err(StreamError::RemoteReset(_) | StreamError::RemoteRefused))) {
+                    self.shared.reset.set(true);
+                }
+            }
             Poll::Pending => {}
         }
         result
@@ -196,8 +201,10 @@ pub async fn serve<S: Service>(
     let mut connect = false;
     let mut to_head = false;
     let response = match convert::request_in(parts, &options) {
-        Err(Refused::Reset(reason)) => {
+        Err(Refused::Reset(reason, details)) => {
             options.stats.tx_reset.inc();
+            let why = if reason == Reason::PROTOCOL_ERROR { WhyUnserved::Malformed } else { WhyUnserved::Reset };
+            service.unserved(&Unserved { version: HttpVersion::Http2, status: 0, details, why });
             shared.respond.borrow_mut().send_reset(reason);
             return;
         }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use http::{HeaderName, HeaderValue, StatusCode};
 use nuncio_core::{Body, BodySource, Frame, Headers, ResponseHead, StreamError};
-use nuncio_http::{Malformed, Request, Response, Service};
+use nuncio_http::{Malformed, Request, Response, Service, Unserved};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -18,11 +18,13 @@ type Handler = dyn Fn(Request) -> LocalBoxFuture<'static, Response>;
 pub struct TestService {
     handler: Box<Handler>,
     pub calls: Cell<usize>,
+    /// Status and details of requests that the codec dealt with.
+    pub unserved: RefCell<Vec<(u16, &'static str)>>,
 }
 
 impl TestService {
     pub fn new<F: Future<Output = Response> + 'static>(handler: impl Fn(Request) -> F + 'static) -> Rc<Self> {
-        Rc::new(Self { handler: Box::new(move |request| Box::pin(handler(request))), calls: Cell::new(0) })
+        Rc::new(Self { handler: Box::new(move |request| Box::pin(handler(request))), calls: Cell::new(0), unserved: RefCell::default() })
     }
     /// Answers with method, path, header fields and body of the request.
     pub fn mirror() -> Rc<Self> {
@@ -43,6 +45,9 @@ impl Service for TestService {
     }
     fn malformed(&self, error: &Malformed) -> Response {
         Response::new(ResponseHead::new(error.status), Body::Full(Bytes::from_static(error.details.as_bytes())))
+    }
+    fn unserved(&self, request: &Unserved) {
+        self.unserved.borrow_mut().push((request.status, request.details));
     }
 }
 
@@ -76,6 +81,8 @@ pub struct ChannelState {
     waker: RefCell<Option<Waker>>,
     pub dropped: Cell<bool>,
     pub sent: Cell<bool>,
+    /// Says with the last frame that it is the last one.
+    pub whole: Cell<bool>,
     pub polls: Cell<usize>,
 }
 
@@ -111,6 +118,9 @@ impl BodySource for ChannelBody {
                 Poll::Pending
             }
         }
+    }
+    fn is_end(&self) -> bool {
+        self.0.whole.get() && matches!(self.0.frames.borrow().front(), Some(None))
     }
     fn on_sent(&mut self) {
         self.0.sent.set(true);

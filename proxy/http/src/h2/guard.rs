@@ -1,0 +1,370 @@
+//! Watches frame headers as they pass in both directions, because the `h2` library tells only of what went well: floods that Envoy
+//! ends a connection for, and requests that the library refused by itself. Owned by the transport of one connection; one worker.
+
+use crate::options::{CodecStats, FloodLimits};
+use std::collections::VecDeque;
+
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const PRIORITY: u8 = 2;
+const RST_STREAM: u8 = 3;
+const WINDOW_UPDATE: u8 = 8;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const PADDED: u8 = 8;
+const PROTOCOL_ERROR: u32 = 1;
+
+/// Streams whose fate is followed at a time; of more, refusals are not told.
+const MAX_OPENING: usize = 1024;
+
+/// A frame header, and the first bytes of the payload that were asked for.
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    length: u32,
+    kind: u8,
+    flags: u8,
+    stream: u32,
+    /// RST_STREAM: the error code. Padded frames: the length of the padding in the first byte.
+    start: [u8; 4],
+}
+
+/// Finds the frames in one direction of a connection, without keeping their payload.
+#[derive(Debug, Default)]
+struct Scanner {
+    /// Frame header and as much of the payload as is needed.
+    held: [u8; 13],
+    len: u8,
+    /// Payload bytes that are still to be passed over.
+    skip: u32,
+}
+
+impl Scanner {
+    /// Bytes of a frame that are looked at, once its header is there.
+    fn wanted(&self) -> usize {
+        let length = u32::from_be_bytes([0, self.held[0], self.held[1], self.held[2]]) as usize;
+        match (self.held[3], self.held[4] & PADDED != 0) {
+            (RST_STREAM, _) => 9 + length.min(4),
+            (DATA | HEADERS, true) => 9 + length.min(1),
+            _ => 9,
+        }
+    }
+
+    /// The next frame of which enough has come; takes what it has seen off `bytes`.
+    fn next(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
+        let pass = bytes.len().min(self.skip as usize);
+        *bytes = bytes.get(pass..)?;
+        self.skip -= u32::try_from(pass).unwrap_or(self.skip);
+        loop {
+            let len = usize::from(self.len);
+            let wanted = if len < 9 { 9 } else { self.wanted() };
+            if len >= 9 && len >= wanted {
+                let h = self.held;
+                let length = u32::from_be_bytes([0, h[0], h[1], h[2]]);
+                self.skip = length.saturating_sub(u32::from(self.len) - 9);
+                self.len = 0;
+                let stream = u32::from_be_bytes([h[5], h[6], h[7], h[8]]) & 0x7fff_ffff;
+                return Some(Frame { length, kind: h[3], flags: h[4], stream, start: [h[9], h[10], h[11], h[12]] });
+            }
+            let n = (wanted - len).min(bytes.len());
+            if n == 0 {
+                return None;
+            }
+            let (taken, rest) = bytes.split_at_checked(n)?;
+            self.held.get_mut(len..len + n)?.copy_from_slice(taken);
+            self.len += u8::try_from(n).unwrap_or(0);
+            *bytes = rest;
+        }
+    }
+}
+
+/// What the library did with a request that it has not shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unshown {
+    /// Malformed: the stream was reset.
+    Malformed,
+    /// The header list is over the limit: answered 431.
+    TooLarge,
+}
+
+/// What Envoy ends a connection for at once, without GOAWAY (its `ProtocolConstraints`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flood {
+    EmptyFrames,
+    Priority,
+    WindowUpdates,
+}
+
+impl Flood {
+    /// `%RESPONSE_CODE_DETAILS%` of the streams that it ends.
+    pub fn details(self) -> &'static str {
+        match self {
+            Self::EmptyFrames => "overload_error:Too_many_consecutive_frames_with_an_empty_payload",
+            Self::Priority => "overload_error:Too_many_PRIORITY_frames",
+            Self::WindowUpdates => "overload_error:Too_many_WINDOW_UPDATE_frames",
+        }
+    }
+    /// Counts it.
+    pub fn count(self, stats: &CodecStats) {
+        match self {
+            Self::EmptyFrames => stats.inbound_empty_frames_flood.inc(),
+            Self::Priority => stats.inbound_priority_frames_flood.inc(),
+            Self::WindowUpdates => stats.inbound_window_update_frames_flood.inc(),
+        }
+    }
+}
+
+/// The frames of one connection.
+#[derive(Debug)]
+pub struct Guard {
+    limits: FloodLimits,
+    /// We are the server: the peer opens streams.
+    server: bool,
+    inbound: Scanner,
+    outbound: Scanner,
+    /// Bytes of the preface that are still to come from a client, or to be written to a server.
+    preface: usize,
+    opened: u64,
+    last_opened: u32,
+    empty_frames: u32,
+    priority_frames: u64,
+    window_updates: u64,
+    data_frames_sent: u64,
+    /// Server: streams that began and that the library has neither shown nor refused, in order.
+    opening: VecDeque<u32>,
+    unshown: VecDeque<Unshown>,
+    flood: Option<Flood>,
+}
+
+impl Guard {
+    pub fn new(server: bool, limits: FloodLimits) -> Self {
+        Self {
+            limits,
+            server,
+            inbound: Scanner::default(),
+            outbound: Scanner::default(),
+            preface: crate::auto::PREFACE.len(),
+            opened: 0,
+            last_opened: 0,
+            empty_frames: 0,
+            priority_frames: 0,
+            window_updates: 0,
+            data_frames_sent: 0,
+            opening: VecDeque::new(),
+            unshown: VecDeque::new(),
+            flood: None,
+        }
+    }
+
+    /// Bytes came from the peer. An error is a flood: the connection is to end at once.
+    pub fn received(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
+        if self.server {
+            bytes = self.after_preface(bytes);
+        }
+        while let Some(frame) = self.inbound.next(&mut bytes) {
+            self.count(&frame);
+            if let Some(flood) = self.over() {
+                self.flood = Some(flood);
+                return Err(flood);
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes were written to the peer.
+    pub fn sent(&mut self, mut bytes: &[u8]) {
+        if !self.server {
+            bytes = self.after_preface(bytes);
+        }
+        while let Some(frame) = self.outbound.next(&mut bytes) {
+            match frame.kind {
+                DATA => self.data_frames_sent += 1,
+                HEADERS if !self.server => self.opens(frame.stream),
+                HEADERS if self.settled(frame.stream) => self.unshown.push_back(Unshown::TooLarge),
+                RST_STREAM if self.settled(frame.stream) && u32::from_be_bytes(frame.start) == PROTOCOL_ERROR => {
+                    self.unshown.push_back(Unshown::Malformed)
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Server: the library has shown the request of this stream.
+    pub fn shown(&mut self, stream: u32) {
+        self.settled(stream);
+    }
+
+    /// Requests that the library dealt with by itself since the last call.
+    pub fn take_unshown(&mut self) -> Option<Unshown> {
+        self.unshown.pop_front()
+    }
+
+    /// Server, once the connection broke by the peer's fault: whether the head of a request was what broke it.
+    pub fn is_opening(&self) -> bool {
+        !self.opening.is_empty()
+    }
+
+    /// Why the connection was ended, if it was.
+    pub fn flood(&self) -> Option<Flood> {
+        self.flood
+    }
+
+    fn after_preface<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let n = self.preface.min(bytes.len());
+        self.preface -= n;
+        bytes.get(n..).unwrap_or_default()
+    }
+
+    fn opens(&mut self, stream: u32) {
+        if stream % 2 == 1 && stream > self.last_opened {
+            self.last_opened = stream;
+            self.opened += 1;
+            if self.server && self.opening.len() < MAX_OPENING {
+                self.opening.push_back(stream);
+            }
+        }
+    }
+
+    /// Forgets a stream that was opening; whether it was.
+    fn settled(&mut self, stream: u32) -> bool {
+        // Mostly the first one: streams are shown in order.
+        match self.opening.iter().position(|s| *s == stream) {
+            Some(at) => self.opening.remove(at).is_some(),
+            None => false,
+        }
+    }
+
+    fn count(&mut self, frame: &Frame) {
+        match frame.kind {
+            HEADERS | CONTINUATION | DATA => {
+                if frame.kind == HEADERS && self.server {
+                    self.opens(frame.stream);
+                }
+                let padding = match frame.kind != CONTINUATION && frame.flags & PADDED != 0 {
+                    true => u32::from(frame.start[0]) + 1,
+                    false => 0,
+                };
+                let ends = frame.kind != CONTINUATION && frame.flags & END_STREAM != 0;
+                let empty = frame.length <= padding && !ends;
+                self.empty_frames = if empty { self.empty_frames.saturating_add(1) } else { 0 };
+            }
+            PRIORITY => self.priority_frames += 1,
+            WINDOW_UPDATE => self.window_updates += 1,
+            _ => {}
+        }
+    }
+
+    fn over(&self) -> Option<Flood> {
+        let limits = &self.limits;
+        let per_data = u64::from(limits.max_window_updates_per_data_frame).saturating_mul(self.data_frames_sent);
+        if self.empty_frames > limits.max_consecutive_empty_frames {
+            Some(Flood::EmptyFrames)
+        } else if self.priority_frames > u64::from(limits.max_priority_frames_per_stream).saturating_mul(1 + self.opened) {
+            Some(Flood::Priority)
+        } else if self.window_updates > per_data.saturating_add(self.opened).saturating_mul(2).saturating_add(5) {
+            Some(Flood::WindowUpdates)
+        } else {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let mut out = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
+        out.extend([kind, flags]);
+        out.extend(stream.to_be_bytes());
+        out.extend(payload);
+        out
+    }
+
+    fn guard() -> Guard {
+        let mut guard = Guard::new(true, FloodLimits::default());
+        guard.received(crate::auto::PREFACE).unwrap();
+        guard
+    }
+
+    #[test]
+    fn frames_are_found_however_they_are_cut() {
+        let wire = [
+            frame(HEADERS, 5, 1, b"abc"),
+            frame(DATA, 0, 1, &[7; 300]),
+            frame(RST_STREAM, 0, 1, &8u32.to_be_bytes()),
+            frame(DATA, PADDED, 3, &[2, 9, 0, 0]),
+        ]
+        .concat();
+        for size in 1..wire.len() {
+            let mut scanner = Scanner::default();
+            let mut seen = Vec::new();
+            for mut part in wire.chunks(size) {
+                while let Some(frame) = scanner.next(&mut part) {
+                    seen.push((frame.kind, frame.length, frame.stream));
+                    if frame.kind == RST_STREAM {
+                        assert_eq!(u32::from_be_bytes(frame.start), 8);
+                    }
+                    if frame.stream == 3 {
+                        assert_eq!(frame.start[0], 2);
+                    }
+                }
+            }
+            assert_eq!(seen, [(HEADERS, 3, 1), (DATA, 300, 1), (RST_STREAM, 4, 1), (DATA, 4, 3)], "{size}");
+        }
+    }
+
+    #[test]
+    fn floods_end_the_connection_at_envoys_limits() {
+        let mut priority = guard();
+        for _ in 0..100 {
+            priority.received(&frame(PRIORITY, 0, 1, &[0; 5])).unwrap();
+        }
+        assert!(priority.received(&frame(PRIORITY, 0, 1, &[0; 5])).is_err());
+        assert!(priority.flood().is_some());
+
+        let mut window = guard();
+        window.received(&frame(HEADERS, 4, 1, b"x")).unwrap();
+        for _ in 0..7 {
+            window.received(&frame(WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes())).unwrap();
+        }
+        window.sent(&frame(DATA, 0, 1, b"x"));
+        for _ in 0..20 {
+            window.received(&frame(WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes())).unwrap();
+        }
+        assert!(window.received(&frame(WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes())).is_err());
+
+        let mut empty = guard();
+        empty.received(&frame(HEADERS, 4, 1, b"x")).unwrap();
+        empty.received(&frame(DATA, 0, 1, b"")).unwrap();
+        empty.received(&frame(DATA, 0, 1, b"x")).unwrap();
+        empty.received(&frame(DATA, 0, 1, b"")).unwrap();
+        // All padding is empty too.
+        assert!(empty.received(&frame(DATA, PADDED, 1, &[2, 0, 0])).is_err());
+
+        let mut ends = guard();
+        for stream in [1u32, 3, 5] {
+            ends.received(&frame(HEADERS, 4, stream, b"x")).unwrap();
+            ends.received(&frame(DATA, END_STREAM, stream, b"")).unwrap();
+        }
+    }
+
+    #[test]
+    fn requests_that_the_library_refuses_are_told() {
+        let mut guard = guard();
+        for stream in [1u32, 3, 5, 7] {
+            guard.received(&frame(HEADERS, 5, stream, b"x")).unwrap();
+        }
+        guard.shown(1);
+        guard.sent(&frame(HEADERS, 4, 1, b"x"));
+        guard.sent(&frame(RST_STREAM, 0, 1, &1u32.to_be_bytes()));
+        assert_eq!(guard.take_unshown(), None);
+        guard.sent(&frame(RST_STREAM, 0, 3, &1u32.to_be_bytes()));
+        guard.sent(&frame(HEADERS, 5, 5, b"x"));
+        // Refused for want of room: the client may try again.
+        guard.sent(&frame(RST_STREAM, 0, 7, &7u32.to_be_bytes()));
+        assert_eq!(guard.take_unshown(), Some(Unshown::Malformed));
+        assert_eq!(guard.take_unshown(), Some(Unshown::TooLarge));
+        assert_eq!(guard.take_unshown(), None);
+        assert!(!guard.is_opening());
+    }
+}
