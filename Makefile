@@ -2,7 +2,7 @@
 CARGO ?= cargo
 LAB = istio-compat/lab
 
-.PHONY: demo build test differential e2e bench lint advisories fuzz
+.PHONY: demo build test differential h2spec e2e bench lint advisories fuzz
 
 build:            ## the release binary: target/release/nuncio
 	$(CARGO) build --release --locked -p nuncio
@@ -18,6 +18,11 @@ differential:     ## Envoy and Nuncio side by side: same configuration, same byt
 	tests/need differential
 	$(CARGO) build --locked -p nuncio
 	python3 tests/differential/run.py $(CASES)
+
+h2spec:           ## h2spec in full, over plaintext and TLS
+	tests/need h2spec
+	$(CARGO) build --locked -p nuncio
+	python3 tests/h2spec/run.py
 
 lint:             ## formatting, clippy, dependencies
 	$(CARGO) fmt --all --check
