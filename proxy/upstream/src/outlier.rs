@@ -538,11 +538,11 @@ impl EventLog {
         let file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
         Ok(Self { file: Mutex::new(file) })
     }
-    /// Appends one line. Ejections are rare enough to write at once; a full disk must not stop them.
+    /// Appends one line. Events are rare enough to write at once; a full disk must not stop what they tell of.
     pub(crate) fn write(&self, line: &str) {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if let Err(e) = file.write_all(line.as_bytes()) {
-            log::warn!("outlier event log: {e}");
+            log::warn!("event log: {e}");
         }
     }
 }

@@ -4,11 +4,13 @@
 use crate::breaker::Kind;
 use crate::cluster::Cluster;
 use crate::context::RoutingPriority;
+use crate::health_check;
 use crate::host::Host;
 use crate::orca;
 use crate::pool::io::{Meta, PoolIo};
 use crate::pool::{Facts, H2Conn, Lease, Pool};
 use bytes::Bytes;
+use http::HeaderName;
 use nuncio_core::info::UpstreamInfo;
 use nuncio_core::{Frame, Headers, HttpVersion, RequestHead, ResponseHead, StreamError};
 use nuncio_http::ClientStream;
@@ -161,10 +163,20 @@ impl UpstreamStream {
         let result = self.with(|s| s.poll_response(cx)).unwrap_or(Poll::Ready(Err(over())));
         match &result {
             Poll::Ready(Err(error)) => self.note(error),
-            Poll::Ready(Ok(head)) if self.report_due && !head.status.is_informational() => self.take_report(&head.headers),
+            Poll::Ready(Ok(head)) if !head.status.is_informational() => self.look_at(head),
             _ => {}
         }
         result
+    }
+    /// What a response says about its host: load, and that it is about to fail its health checks.
+    fn look_at(&mut self, head: &ResponseHead) {
+        if self.report_due {
+            self.take_report(&head.headers);
+        }
+        let checked = !self.pool.cluster.spec.health_checks.is_empty();
+        if checked && head.headers.contains(&HeaderName::from_static("x-envoy-immediate-health-check-fail")) {
+            health_check::fail_now(&self.pool.cluster, &self.host);
+        }
     }
     /// Passes a load report on to the host's weight.
     fn take_report(&mut self, headers: &Headers) {

@@ -29,15 +29,16 @@ COUNTERS = [f"^cluster.{name}.(upstream_(rq|cx)_(total|2xx|200|completed|pending
 def setups():
     made = []
 
+    some = {"hosts": sequence(count=60, shape=names)}
+
     def one(name, first, second, scripts=None, clusters=(), routes=None, **fields):
         setup = Setup(name, clusters=[aggregate("all", "one", "two"), *([cluster("one", localities=first)] if first else []), *([cluster("two", localities=second)] if second else []), *clusters],
-            routes=routes or [route("/", to("all"))], stats=COUNTERS, **fields)
+            routes=routes or [route("/", to("all"))], stats=() if scripts == some else COUNTERS, **fields)
         for case, script in (scripts or {"spread": sequence(shape=counts)}).items():
-            setup.script(case, script, ignore=tuple(aspect for aspect in QUIET if aspect != "log"))
+            setup.script(case, script, ignore=QUIET if scripts == some else tuple(aspect for aspect in QUIET if aspect != "log"))
         made.append(setup)
 
-    up, down = "HEALTHY", "UNHEALTHY"
-    some = {"hosts": sequence(count=60, shape=names)}
+    down = "UNHEALTHY"
     one("first-member", [level(0, host("a"), host("b"))], [level(0, host("c"))])
     one("second-member", [level(0, host("a", down))], [level(0, host("c"))])
     one("second-priority", [level(0, host("a", down)), level(1, host("b"))], [level(0, host("c"))])

@@ -20,7 +20,7 @@ use crate::view::{Endpoints, View};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use nuncio_core::HttpVersion;
 use nuncio_core::diag::{At, Report};
-use nuncio_core::registry::{Registry, Server};
+use nuncio_core::registry::{Registry, Runtime, Server};
 use nuncio_core::views::ClusterView;
 use nuncio_http::options::{ClientOptions, CodecStats};
 use nuncio_proto::envoy::config::cluster::v3 as pb;
@@ -420,6 +420,10 @@ impl Cluster {
     }
     pub(crate) fn original_dst(&self) -> Option<&OriginalDstState> {
         self.original_dst.as_deref()
+    }
+    /// The process's runtime; its lookups lock, so it is for the control thread.
+    pub(crate) fn runtime(&self) -> &Runtime {
+        &self.server.runtime
     }
     /// Hosts as the last update has them.
     pub(crate) fn endpoints(&self) -> Arc<Endpoints> {

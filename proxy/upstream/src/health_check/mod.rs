@@ -1,21 +1,30 @@
 //! Active health checks: HTTP, TCP and gRPC, from the control thread. Source: Envoy's `envoy/config/core/v3/health_check.proto` and
-//! docs "Health checking". [`probe`] makes one check, [`session`] decides what it means for the host.
+//! docs "Health checking". [`probe`] makes one check, [`session`] decides what it means for the host,
+//! [`events`] writes it down.
 
+mod events;
 mod probe;
 mod session;
 
-pub(crate) use session::run;
+pub(crate) use session::{fail_now, run};
 
-use crate::compile::{duration, ignore, positive, refuse};
+use crate::compile::{duration, extension, ignore, positive, refuse};
+use crate::outlier::EventLog;
 use crate::spec::Criteria;
+use bytes::Bytes;
+use events::Events;
 use http::{HeaderName, HeaderValue, Method};
+use nuncio_core::ByteStr;
 use nuncio_core::diag::{At, Report};
-use nuncio_core::{ByteStr, Headers};
 use nuncio_matcher::StringMatcher;
+use nuncio_proto::Message;
+use nuncio_proto::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use nuncio_proto::envoy::config::core::v3::health_check::payload::Payload as PayloadKind;
 use nuncio_proto::envoy::config::core::v3::health_check::{GrpcHealthCheck, HealthChecker, HttpHealthCheck, Payload, TcpHealthCheck};
 use nuncio_proto::envoy::config::core::v3::{HeaderValueOption, HealthCheck, ProxyProtocolConfig, RequestMethod};
+use nuncio_proto::envoy::extensions::health_check::event_sinks::file::v3::HealthCheckEventFileSink;
 use nuncio_proto::envoy::r#type::v3::{CodecClientType, Int64Range};
+use std::path::Path;
 use std::time::Duration;
 
 /// One compiled `HealthCheck`.
@@ -41,6 +50,7 @@ pub(crate) struct HealthCheckSpec {
     pub alpn: Option<Box<[Vec<u8>]>>,
     /// `transport_socket_match_criteria`.
     pub criteria: Option<Criteria>,
+    pub events: Events,
 }
 
 /// What is checked.
@@ -54,15 +64,17 @@ pub(crate) enum Kind {
 /// `HttpHealthCheck`.
 #[derive(Debug)]
 pub(crate) struct HttpCheck {
-    /// Empty for the endpoint's hostname, else the cluster's name.
+    /// Empty for the cluster's name.
     pub host: ByteStr,
     pub path: ByteStr,
     pub method: Method,
-    pub headers: Headers,
+    pub headers: Box<[AddedHeader]>,
     pub remove: Box<[HeaderName]>,
     pub expected: Box<[std::ops::Range<i64>]>,
     pub retriable: Box<[std::ops::Range<i64>]>,
     pub receive: Box<[Vec<u8>]>,
+    /// The request's body.
+    pub send: Option<Bytes>,
     /// Bytes of the body that are looked at; 0 for all.
     pub buffer: usize,
     pub h2: bool,
@@ -83,7 +95,15 @@ pub(crate) struct TcpCheck {
 pub(crate) struct GrpcCheck {
     pub service: String,
     pub authority: ByteStr,
-    pub headers: Headers,
+    pub headers: Box<[AddedHeader]>,
+}
+
+/// A header of the request, and what is done if it is there already.
+#[derive(Debug)]
+pub(crate) struct AddedHeader {
+    pub name: HeaderName,
+    pub value: HeaderValue,
+    pub action: HeaderAppendAction,
 }
 
 /// Compiles `Cluster.health_checks`.
@@ -109,17 +129,7 @@ fn one(proto: &HealthCheck, at: &At<'_>, report: &mut Report) -> Option<HealthCh
             report.error(&at.field(name), "missing", "required");
         }
     }
-    ignore(
-        report,
-        at,
-        &[
-            (!proto.event_log_path.is_empty(), "event_log_path", "health check events are not logged"),
-            (!proto.event_logger.is_empty(), "event_logger", "health check events are not logged"),
-            (proto.event_service.is_some(), "event_service", "health check events are not sent"),
-            (proto.always_log_health_check_failures, "always_log_health_check_failures", "health check events are not logged"),
-            (proto.always_log_health_check_success, "always_log_health_check_success", "health check events are not logged"),
-        ],
-    );
+    ignore(report, at, &[(proto.event_service.is_some(), "event_service", "Envoy does not send health check events either")]);
     let interval = positive(proto.interval.as_ref(), Duration::from_secs(60), &at.field("interval"), report);
     let mut or = |name: &str, value: Option<&nuncio_proto::Duration>, default: Duration| positive(value, default, &at.field(name), report);
     let no_traffic_interval = or("no_traffic_interval", proto.no_traffic_interval.as_ref(), Duration::from_secs(60));
@@ -169,14 +179,41 @@ fn one(proto: &HealthCheck, at: &At<'_>, report: &mut Report) -> Option<HealthCh
             .transport_socket_match_criteria
             .as_ref()
             .map(|s| s.fields.iter().map(|(k, v)| (k.as_str().into(), v.clone())).collect()),
+        events: events(proto, at, report),
     })
+}
+
+/// Where events are logged. Source: `HealthCheck.event_log_path`, `event_logger`.
+#[allow(deprecated)]
+fn events(proto: &HealthCheck, at: &At<'_>, report: &mut Report) -> Events {
+    let mut files = Vec::new();
+    let mut open = |path: &str, at: &At<'_>, report: &mut Report| match EventLog::open(Path::new(path)) {
+        Ok(file) => files.push(file),
+        Err(e) => report.error(at, format!("{path}: {e}"), "a path that can be written"),
+    };
+    if !proto.event_log_path.is_empty() {
+        open(&proto.event_log_path, &at.field("event_log_path"), report);
+    }
+    let list = at.field("event_logger");
+    for (i, sink) in proto.event_logger.iter().enumerate() {
+        let at = list.index(i);
+        let Some(typed) = extension(sink, &at, report) else { continue };
+        if typed.name != "envoy.extensions.health_check.event_sinks.file.v3.HealthCheckEventFileSink" {
+            report.unsupported(&at, format_args!("event sink {}", sink.name));
+            continue;
+        }
+        match HealthCheckEventFileSink::decode(typed.value.as_ref()) {
+            Ok(file) => open(&file.event_log_path, &at.field("typed_config"), report),
+            Err(why) => report.error(&at.field("typed_config"), why.to_string(), "a HealthCheckEventFileSink"),
+        }
+    }
+    Events { files: files.into(), failures: proto.always_log_health_check_failures, successes: proto.always_log_health_check_success }
 }
 
 fn http(check: &HttpHealthCheck, at: &At<'_>, report: &mut Report) -> Option<HttpCheck> {
     if check.path.is_empty() || check.path.bytes().any(|b| b.is_ascii_control() || b == b' ') {
         report.error(&at.field("path"), check.path.as_str(), "a path");
     }
-    refuse(report, at, &[(check.send.is_some(), "send")]);
     let method = match RequestMethod::try_from(check.method) {
         Ok(RequestMethod::MethodUnspecified | RequestMethod::Get) => Method::GET,
         Ok(RequestMethod::Connect) | Err(_) => {
@@ -193,6 +230,16 @@ fn http(check: &HttpHealthCheck, at: &At<'_>, report: &mut Report) -> Option<Htt
             false
         }
     };
+    let send = check.send.as_ref().and_then(|p| payload(p, &at.field("send"), report));
+    if send.is_some() && matches!(method, Method::GET | Method::HEAD | Method::DELETE | Method::TRACE) {
+        report.error(&at.field("send"), format!("a body with {method}"), "a method that has a body: POST, PUT, PATCH or OPTIONS");
+    }
+    let receive = payloads(&check.receive, &at.field("receive"), report);
+    let buffer = check.response_buffer_size.and_then(|n| usize::try_from(n).ok()).unwrap_or(1024);
+    let wanted: usize = receive.iter().map(Vec::len).sum();
+    if buffer != 0 && wanted > buffer {
+        report.error(&at.field("receive"), format!("{wanted} bytes"), format!("at most response_buffer_size, {buffer}"));
+    }
     let ranges = |list: &[Int64Range], name: &str, report: &mut Report| -> Box<[std::ops::Range<i64>]> {
         let at = at.field(name);
         for (i, r) in list.iter().enumerate() {
@@ -224,8 +271,9 @@ fn http(check: &HttpHealthCheck, at: &At<'_>, report: &mut Report) -> Option<Htt
         remove,
         expected,
         retriable: ranges(&check.retriable_statuses, "retriable_statuses", report),
-        receive: payloads(&check.receive, &at.field("receive"), report),
-        buffer: check.response_buffer_size.and_then(|n| usize::try_from(n).ok()).unwrap_or(1024),
+        receive,
+        send: send.map(Bytes::from),
+        buffer,
         h2,
         service,
     })
@@ -250,8 +298,9 @@ fn grpc(check: &GrpcHealthCheck, at: &At<'_>, report: &mut Report) -> GrpcCheck 
 }
 
 /// Fixed header values; those with `%` commands need a stream, which a check has not.
-fn headers(list: &[HeaderValueOption], at: &At<'_>, report: &mut Report) -> Headers {
-    let mut all = Headers::new();
+#[allow(deprecated)]
+fn headers(list: &[HeaderValueOption], at: &At<'_>, report: &mut Report) -> Box<[AddedHeader]> {
+    let mut all = Vec::new();
     for (i, option) in list.iter().enumerate() {
         let at = at.index(i);
         let header = option.header.clone().unwrap_or_default();
@@ -264,11 +313,19 @@ fn headers(list: &[HeaderValueOption], at: &At<'_>, report: &mut Report) -> Head
         }
         let plain = String::from_utf8_lossy(&bytes).replace("%%", "%");
         match (name, HeaderValue::from_str(&plain)) {
-            (Ok(name), Ok(value)) => all.append(name, value),
+            (Ok(_), Ok(value)) if value.is_empty() && !option.keep_empty_value => {}
+            (Ok(name), Ok(value)) => {
+                // The field that came before the enum says the same with a boolean.
+                let action = match option.append {
+                    Some(false) => HeaderAppendAction::OverwriteIfExistsOrAdd,
+                    _ => HeaderAppendAction::try_from(option.append_action).unwrap_or(HeaderAppendAction::AppendIfExistsOrAdd),
+                };
+                all.push(AddedHeader { name, value, action });
+            }
             _ => report.error(&at.field("header"), header.key, "a valid header"),
         }
     }
-    all
+    all.into_boxed_slice()
 }
 
 fn payloads(list: &[Payload], at: &At<'_>, report: &mut Report) -> Box<[Vec<u8>]> {

@@ -1,6 +1,6 @@
 //! One health check of one host: connect, ask, judge the answer. Control thread; none of it is in the cluster's traffic stats.
 
-use super::{GrpcCheck, HealthCheckSpec, HttpCheck, Kind, TcpCheck, holds};
+use super::{AddedHeader, GrpcCheck, HealthCheckSpec, HttpCheck, Kind, TcpCheck, holds};
 use crate::cluster::Cluster;
 use crate::host::Host;
 use crate::pool::connect;
@@ -10,6 +10,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use nuncio_core::views::{ClusterView, HostView};
 use nuncio_core::{Address, Frame, HttpVersion, RequestHead, ResponseHead};
 use nuncio_http::{ClientStream, h1, h2};
+use nuncio_proto::envoy::config::core::v3::header_value_option::HeaderAppendAction;
 use nuncio_tls::Transport;
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -24,17 +25,19 @@ pub(crate) enum Finding {
     },
     /// The host answered, and not well: unhealthy at once.
     Unhealthy {
-        /// `x-envoy-immediate-health-check-fail`.
+        /// `x-envoy-immediate-health-check-fail`: it does not count among the hosts either.
         immediate: bool,
         /// A status of `retriable_statuses`: counts like a network failure.
         retriable: bool,
+        /// Of an HTTP check, 0 otherwise.
+        status: u16,
     },
     /// No connection, no answer: unhealthy after `unhealthy_threshold` of these.
     Network { timeout: bool },
 }
 
 const NETWORK: Finding = Finding::Network { timeout: false };
-const BAD: Finding = Finding::Unhealthy { immediate: false, retriable: false };
+const BAD: Finding = Finding::Unhealthy { immediate: false, retriable: false, status: 0 };
 
 /// A connection kept from check to check.
 #[derive(Default)]
@@ -83,46 +86,75 @@ async fn dial(cluster: &Cluster, spec: &HealthCheckSpec, host: &Host, speaks: Op
     connect::for_check(cluster, host, &target(spec, host), transport.map(|t| &t.socket), spec.alpn.as_deref(), speaks).await.ok()
 }
 
-/// The authority of HTTP checks: the check's, the endpoint's own, the endpoint's hostname, the cluster's name.
+/// The authority of checks: the endpoint's `health_check_config`, the check's, the cluster's name. Source: Envoy's `getHostname`.
 fn authority(cluster: &Cluster, host: &Host, wanted: &str) -> String {
     let own = host.health_check.as_ref().map_or("", |h| h.hostname.as_str());
-    [own, wanted, host.hostname(), ClusterView::name(cluster)].into_iter().find(|n| !n.is_empty()).unwrap_or_default().to_string()
+    [own, wanted, ClusterView::name(cluster)].into_iter().find(|n| !n.is_empty()).unwrap_or_default().to_string()
 }
 
 async fn http(cluster: &Cluster, spec: &HealthCheckSpec, check: &HttpCheck, host: &Host, kept: &mut Kept) -> Option<Finding> {
     let mut request = RequestHead::new(check.method.clone(), authority(cluster, host, &check.host), check.path.clone());
     request.headers.append(http::header::USER_AGENT, HeaderValue::from_static("Envoy/HC"));
-    for (name, value) in check.headers.iter() {
-        request.headers.insert(name.clone(), value.clone());
-    }
+    add(&mut request, &check.headers);
     check.remove.iter().for_each(|name| {
         request.headers.remove(name);
     });
-    let Some(mut stream) = begin(cluster, spec, host, kept, check.h2, &request, true).await else { return Some(NETWORK) };
+    if let Some(body) = &check.send {
+        request.headers.insert(http::header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    }
+    let Some(mut stream) = begin(cluster, spec, host, kept, check.h2, &request, check.send.is_none()).await else { return Some(NETWORK) };
+    if let Some(body) = &check.send {
+        let sent = poll_fn(|cx| stream.poll_ready(cx)).await.and_then(|()| stream.send_data(body.clone(), true));
+        if sent.is_err() {
+            return Some(NETWORK);
+        }
+    }
     let Some((head, body)) = answer(&mut stream, check.buffer).await else { return Some(NETWORK) };
     keep(stream, kept);
+    if check.service.is_some() {
+        cluster.endpoint_stats().counter("health_check.verify_cluster").add(u64::from(expected(check, &head)));
+    }
     Some(judge(check, &head, &body))
 }
 
+/// Adds the configured headers.
+fn add(request: &mut RequestHead, headers: &[AddedHeader]) {
+    for AddedHeader { name, value, action } in headers {
+        let there = request.headers.contains(name);
+        match action {
+            HeaderAppendAction::AppendIfExistsOrAdd => request.headers.append(name.clone(), value.clone()),
+            HeaderAppendAction::AddIfAbsent if !there => request.headers.append(name.clone(), value.clone()),
+            HeaderAppendAction::OverwriteIfExists if !there => {}
+            HeaderAppendAction::OverwriteIfExistsOrAdd | HeaderAppendAction::OverwriteIfExists => {
+                request.headers.insert(name.clone(), value.clone());
+            }
+            HeaderAppendAction::AddIfAbsent => {}
+        }
+    }
+}
+
+fn expected(check: &HttpCheck, head: &ResponseHead) -> bool {
+    check.expected.iter().any(|r| r.contains(&i64::from(head.status.as_u16())))
+}
+
+/// What an answer means. Source: Envoy's `HttpActiveHealthCheckSession::healthCheckResult`.
 fn judge(check: &HttpCheck, head: &ResponseHead, body: &[u8]) -> Finding {
     let has = |name: &'static str| head.headers.contains(&HeaderName::from_static(name));
-    let code = i64::from(head.status.as_u16());
+    let status = head.status.as_u16();
+    // It says more about a failure; by itself it is none.
     let immediate = has("x-envoy-immediate-health-check-fail");
-    if !check.expected.iter().any(|r| r.contains(&code)) {
-        let retriable = check.retriable.iter().any(|r| r.contains(&code));
-        return Finding::Unhealthy { immediate, retriable };
-    }
     if !check.receive.is_empty() && !holds(body, &check.receive) {
-        return BAD;
+        return Finding::Unhealthy { immediate, retriable: false, status };
+    }
+    if !expected(check, head) {
+        let retriable = check.retriable.iter().any(|r| r.contains(&i64::from(status)));
+        return Finding::Unhealthy { immediate, retriable, status };
     }
     if let Some(service) = &check.service {
         let name = head.headers.get_str(&HeaderName::from_static("x-envoy-upstream-healthchecked-cluster")).unwrap_or_default();
         if !service.matches(name) {
-            return BAD;
+            return Finding::Unhealthy { immediate: false, retriable: false, status };
         }
-    }
-    if immediate {
-        return Finding::Unhealthy { immediate, retriable: false };
     }
     Finding::Healthy { degraded: has("x-envoy-degraded") }
 }
@@ -204,9 +236,7 @@ async fn grpc(cluster: &Cluster, spec: &HealthCheckSpec, check: &GrpcCheck, host
     for (name, value) in [("content-type", "application/grpc"), ("te", "trailers"), ("user-agent", "Envoy/HC")] {
         request.headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
-    for (name, value) in check.headers.iter() {
-        request.headers.insert(name.clone(), value.clone());
-    }
+    add(&mut request, &check.headers);
     let Some(mut stream) = begin(cluster, spec, host, kept, true, &request, false).await else { return Some(NETWORK) };
     if stream.send_data(grpc_request(&check.service), true).is_err() {
         return Some(NETWORK);

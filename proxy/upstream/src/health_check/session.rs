@@ -2,6 +2,7 @@
 //! Source: Envoy's `health_checker_base_impl.cc`.
 
 use super::HealthCheckSpec;
+use super::events::{Event, Failure};
 use super::probe::{Finding, Kept, probe};
 use crate::cluster::Cluster;
 use crate::host::{HealthFlags, Host};
@@ -100,10 +101,10 @@ async fn check_host(cluster: Weak<Cluster>, manager: Weak<ClusterManager>, host:
             let finding = Box::pin(probe(&this, spec, &host, &mut kept)).await;
             let mut session = session.borrow_mut();
             session.kept = kept;
-            let changed = apply(&this, spec, &host, &mut session, finding);
+            let transition = apply(&this, spec, &host, &mut session, finding);
             drop(session);
             settle(&this, &manager);
-            interval(&this, spec, &host, changed)
+            interval(&this, spec, matches!(finding, Finding::Healthy { .. }), transition)
         };
         tokio::time::sleep(pause).await;
     }
@@ -113,76 +114,156 @@ fn count(cluster: &Cluster, name: &str) {
     cluster.endpoint_stats().counter(&format!("health_check.{name}")).inc();
 }
 
-/// Puts a finding into the host's flags; whether the host changed between healthy and unhealthy.
-fn apply(cluster: &Cluster, spec: &HealthCheckSpec, host: &Host, session: &mut Session, finding: Finding) -> bool {
+/// What a finding changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transition {
+    Unchanged,
+    /// On the way, not there yet: a threshold.
+    Pending,
+    Changed,
+}
+
+const SEEN: u32 = HealthFlags::FAILED_ACTIVE_HC | HealthFlags::DEGRADED_ACTIVE_HC | HealthFlags::EXCLUDED;
+
+/// Puts a finding into the host's flags. Source: Envoy's `handleSuccess` and `setUnhealthy`.
+fn apply(cluster: &Cluster, spec: &HealthCheckSpec, host: &Host, session: &mut Session, finding: Finding) -> Transition {
     let before = host.flags();
-    let failed = before.has(HealthFlags::FAILED_ACTIVE_HC);
     let first = std::mem::replace(&mut session.first, false);
-    match finding {
-        Finding::Healthy { degraded } => {
-            count(cluster, "success");
-            session.unhealthy = 0;
-            session.healthy = session.healthy.saturating_add(1);
-            host.clear_flag(HealthFlags::ACTIVE_HC_TIMEOUT | HealthFlags::EXCLUDED_VIA_IMMEDIATE_HC_FAIL);
-            if degraded {
-                count(cluster, "degraded");
-                host.set_flag(HealthFlags::DEGRADED_ACTIVE_HC);
-            } else {
-                host.clear_flag(HealthFlags::DEGRADED_ACTIVE_HC);
-            }
-            // The very first check decides alone, which makes starting faster.
-            if failed && (first || session.healthy >= spec.healthy_threshold) {
-                host.clear_flag(HealthFlags::FAILED_ACTIVE_HC);
-                cluster.passed_health_check(host, Instant::now());
-            }
-            if let Some(outlier) = &cluster.spec.outlier {
-                outlier::health_check_passed(cluster, outlier, host);
-            }
-        }
-        Finding::Unhealthy { immediate, retriable } => {
-            count(cluster, "failure");
-            session.healthy = 0;
-            session.unhealthy = session.unhealthy.saturating_add(1);
+    let transition = match finding {
+        Finding::Healthy { degraded } => passed(cluster, spec, host, session, (first, degraded)),
+        Finding::Unhealthy { immediate, retriable, status } => {
             if immediate {
                 host.set_flag(HealthFlags::EXCLUDED_VIA_IMMEDIATE_HC_FAIL);
             }
-            if !failed && (immediate || !retriable || session.unhealthy >= spec.unhealthy_threshold) {
-                host.set_flag(HealthFlags::FAILED_ACTIVE_HC);
-            }
+            failed(cluster, spec, host, session, &Failed { failure: Failure::Active, at_once: !retriable, status, first })
         }
         Finding::Network { timeout } => {
-            count(cluster, "failure");
             count(cluster, "network_failure");
-            session.healthy = 0;
-            session.unhealthy = session.unhealthy.saturating_add(1);
-            if timeout {
-                host.set_flag(HealthFlags::ACTIVE_HC_TIMEOUT);
-            }
-            if !failed && session.unhealthy >= spec.unhealthy_threshold {
-                host.set_flag(HealthFlags::FAILED_ACTIVE_HC);
-            }
+            let failure = if timeout { Failure::NetworkTimeout } else { Failure::Network };
+            failed(cluster, spec, host, session, &Failed { failure, at_once: false, status: 0, first })
+        }
+    };
+    let after = host.flags();
+    if before.0 & SEEN != after.0 & SEEN {
+        let healthy = !after.has(HealthFlags::FAILED_ACTIVE_HC);
+        cluster.health_changed(host, healthy);
+        let gauge = |name: &str, flag: u32, wanted: bool| {
+            let n = cluster.count_hosts(|h| h.flags().has(flag) == wanted).0;
+            cluster.endpoint_stats().gauge(&format!("health_check.{name}")).set(i64::try_from(n).unwrap_or(i64::MAX));
+        };
+        gauge("healthy", HealthFlags::FAILED_ACTIVE_HC, false);
+        if (before.0 | after.0) & HealthFlags::DEGRADED_ACTIVE_HC != 0 {
+            gauge("degraded", HealthFlags::DEGRADED_ACTIVE_HC, true);
         }
     }
-    host.clear_flag(HealthFlags::PENDING_ACTIVE_HC);
-    let after = host.flags();
-    let now_failed = after.has(HealthFlags::FAILED_ACTIVE_HC);
-    if before != after {
-        cluster.health_changed(host, !now_failed);
-        let healthy = cluster.count_hosts(|h| !h.flags().has(HealthFlags::FAILED_ACTIVE_HC)).0;
-        cluster.endpoint_stats().gauge("health_check.healthy").set(i64::try_from(healthy).unwrap_or(i64::MAX));
-    }
-    if now_failed {
+    if after.has(HealthFlags::FAILED_ACTIVE_HC) {
         cluster.drop_pending();
+    } else if matches!(finding, Finding::Healthy { .. })
+        && let Some(outlier) = &cluster.spec.outlier
+    {
+        outlier::health_check_passed(cluster, outlier, host);
     }
-    failed != now_failed
+    transition
 }
 
-/// Time until the next check.
-fn interval(cluster: &Cluster, spec: &HealthCheckSpec, host: &Host, changed: bool) -> Duration {
-    let healthy = !host.flags().has(HealthFlags::FAILED_ACTIVE_HC);
-    let base = match (cluster.had_traffic(), healthy, changed) {
-        (false, true, _) => spec.no_traffic_healthy_interval,
-        (false, false, _) => spec.no_traffic_interval,
+fn passed(cluster: &Cluster, spec: &HealthCheckSpec, host: &Host, session: &mut Session, (first, degraded): (bool, bool)) -> Transition {
+    count(cluster, "success");
+    session.unhealthy = 0;
+    let mut transition = Transition::Unchanged;
+    if host.flags().has(HealthFlags::FAILED_ACTIVE_HC) {
+        // A worker made it unhealthy since: the count begins anew.
+        if session.healthy >= spec.healthy_threshold {
+            session.healthy = 0;
+        }
+        session.healthy += 1;
+        // The very first check decides alone, which makes starting faster.
+        if first || session.healthy >= spec.healthy_threshold {
+            host.clear_flag(HealthFlags::ACTIVE_HC_TIMEOUT | HealthFlags::EXCLUDED_VIA_IMMEDIATE_HC_FAIL | HealthFlags::FAILED_ACTIVE_HC);
+            spec.events.log(cluster, spec, host, Event::Add { first });
+            transition = Transition::Changed;
+        } else {
+            transition = Transition::Pending;
+        }
+        cluster.passed_health_check(host, Instant::now());
+    }
+    if transition != Transition::Changed && spec.events.successes {
+        spec.events.log(cluster, spec, host, Event::Success);
+    }
+    if host.clear_flag(HealthFlags::PENDING_ACTIVE_HC) {
+        transition = Transition::Changed;
+    }
+    let changed = if degraded { host.set_flag(HealthFlags::DEGRADED_ACTIVE_HC) } else { host.clear_flag(HealthFlags::DEGRADED_ACTIVE_HC) };
+    if changed {
+        spec.events.log(cluster, spec, host, if degraded { Event::Degraded } else { Event::NoLongerDegraded });
+        if transition == Transition::Unchanged {
+            transition = Transition::Changed;
+        }
+    }
+    transition
+}
+
+/// A failed check.
+struct Failed {
+    failure: Failure,
+    /// Whatever the threshold.
+    at_once: bool,
+    status: u16,
+    first: bool,
+}
+
+fn failed(cluster: &Cluster, spec: &HealthCheckSpec, host: &Host, session: &mut Session, how: &Failed) -> Transition {
+    session.healthy = 0;
+    let mut transition = Transition::Unchanged;
+    if !host.flags().has(HealthFlags::FAILED_ACTIVE_HC) {
+        session.unhealthy = session.unhealthy.saturating_add(u32::from(!how.at_once));
+        if how.at_once || session.unhealthy >= spec.unhealthy_threshold {
+            host.set_flag(HealthFlags::FAILED_ACTIVE_HC);
+            spec.events.log(cluster, spec, host, Event::Eject { failure: how.failure, status: how.status });
+            transition = Transition::Changed;
+        } else {
+            transition = Transition::Pending;
+        }
+    }
+    // A host that keeps failing may do so for one reason or the other.
+    if how.failure == Failure::NetworkTimeout && host.flags().has(HealthFlags::FAILED_ACTIVE_HC) {
+        host.set_flag(HealthFlags::ACTIVE_HC_TIMEOUT);
+    } else {
+        host.clear_flag(HealthFlags::ACTIVE_HC_TIMEOUT);
+    }
+    if host.clear_flag(HealthFlags::PENDING_ACTIVE_HC) {
+        transition = Transition::Changed;
+    }
+    if how.first || spec.events.failures {
+        spec.events.log(cluster, spec, host, Event::Failure { failure: how.failure, status: how.status, first: how.first });
+    }
+    count(cluster, "failure");
+    transition
+}
+
+/// A response of `host` said that it fails its health checks (`x-envoy-immediate-health-check-fail`). Any thread; the next checks
+/// decide when it comes back.
+pub(crate) fn fail_now(cluster: &Cluster, host: &Host) {
+    let Some(spec) = cluster.spec.health_checks.first() else { return };
+    if host.health_check.as_ref().is_some_and(|c| c.disabled) {
+        return;
+    }
+    let changed = host.set_flag(HealthFlags::EXCLUDED_VIA_IMMEDIATE_HC_FAIL);
+    if host.set_flag(HealthFlags::FAILED_ACTIVE_HC) {
+        spec.events.log(cluster, spec, host, Event::Eject { failure: Failure::Passive, status: 0 });
+    } else if !changed {
+        return;
+    }
+    count(cluster, "failure");
+    count(cluster, "passive_failure");
+    cluster.health_changed(host, false);
+}
+
+/// Time until the next check. Source: Envoy's `HealthCheckerImplBase::interval`.
+fn interval(cluster: &Cluster, spec: &HealthCheckSpec, healthy: bool, transition: Transition) -> Duration {
+    let pending = transition == Transition::Pending;
+    let base = match (cluster.had_traffic(), healthy, pending) {
+        (false, true, false) => spec.no_traffic_healthy_interval,
+        (false, _, _) => spec.no_traffic_interval,
         (true, true, true) => spec.healthy_edge_interval,
         (true, true, false) => spec.interval,
         (true, false, true) => spec.unhealthy_edge_interval,
@@ -192,5 +273,7 @@ fn interval(cluster: &Cluster, spec: &HealthCheckSpec, host: &Host, changed: boo
     if spec.jitter_percent > 0 {
         jitter += base.mul_f64(f64::from(spec.jitter_percent) / 100.0 * fastrand::f64());
     }
-    (base + jitter).max(Duration::from_millis(1))
+    let bound = |key: &str, default: u64| Duration::from_millis(cluster.runtime().integer(key, default));
+    let least = bound("health_check.min_interval", 0).max(Duration::from_millis(1));
+    (base + jitter).min(bound("health_check.max_interval", u64::MAX)).max(least)
 }
