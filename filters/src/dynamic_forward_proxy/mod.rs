@@ -24,7 +24,7 @@ use std::time::Duration;
 /// How long a request waits for a sub cluster, if nothing says it.
 const INIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Filter state that `save_upstream_address` sets.
-const UPSTREAM_ADDRESS: &str = "envoy.stream.upstream_address";
+pub const UPSTREAM_ADDRESS: &str = "envoy.stream.upstream_address";
 
 /// Factory of `envoy.extensions.filters.http.dynamic_forward_proxy.v3.FilterConfig`.
 #[derive(Debug)]
@@ -105,14 +105,11 @@ struct Filter {
     from_state: bool,
 }
 
-/// `save_upstream_address`: where the name leads.
+/// `save_upstream_address`: where the name leads. Without text form, as in Envoy.
 #[derive(Debug)]
-struct UpstreamAddress(Address);
+pub struct UpstreamAddress(pub Address);
 
 impl StateObject for UpstreamAddress {
-    fn as_string(&self) -> Option<String> {
-        Some(self.0.to_string())
-    }
     fn as_any(&self) -> &dyn Any {
         self
     }

@@ -2,6 +2,8 @@
 
 use crate::session;
 use crate::stats::Stats;
+use crate::tlvs::Tlvs;
+use crate::tunnel::Tunneling;
 use arc_swap::ArcSwap;
 use futures_util::future::LocalBoxFuture;
 use nuncio_core::diag::{At, Report};
@@ -83,6 +85,8 @@ pub(crate) struct Config {
     pub wait_for_data: bool,
     /// End connections when a drain begins, not only when it is over.
     pub check_drain: bool,
+    pub tunneling: Option<Box<Tunneling>>,
+    pub tlvs: Option<Tlvs>,
 }
 
 impl Config {
@@ -227,15 +231,11 @@ fn compile(proto: &Proto, clusters: &Arc<ClusterSlots>, at: &At<'_>, cx: &mut Fa
     if proto.stat_prefix.is_empty() {
         report.error(&at.field("stat_prefix"), "nothing", "set stat_prefix");
     }
-    for (field, present) in [
-        ("on_demand", proto.on_demand.is_some()),
-        ("tunneling_config", proto.tunneling_config.is_some()),
-        ("proxy_protocol_tlvs", !proto.proxy_protocol_tlvs.is_empty()),
-    ] {
-        if present {
-            report.unsupported(&at.field(field), format_args!("{field} of tcp_proxy"));
-        }
+    if proto.on_demand.is_some() {
+        report.unsupported(&at.field("on_demand"), "on_demand of tcp_proxy");
     }
+    let tunneling = proto.tunneling_config.as_ref().map(|t| Tunneling::compile(t, &at.field("tunneling_config"), report));
+    let tlvs = Tlvs::compile(&proto.proxy_protocol_tlvs, proto.proxy_protocol_tlv_merge_policy, at, report);
     // Envoy has these fields and does nothing with them.
     for (field, present) in [
         ("downstream_idle_timeout", proto.downstream_idle_timeout.is_some()),
@@ -310,5 +310,10 @@ fn compile(proto: &Proto, clusters: &Arc<ClusterSlots>, at: &At<'_>, cx: &mut Fa
         log_interval,
         wait_for_data,
         check_drain: proto.check_drain_close.unwrap_or(false),
+        tunneling: match tunneling {
+            None => None,
+            Some(tunneling) => Some(Box::new(tunneling?)),
+        },
+        tlvs: tlvs?,
     })
 }

@@ -1,11 +1,12 @@
 //! From a new connection to one upstream: cluster, host, attempts. Runs on the worker that owns the connection.
 
 use crate::config::{Config, Target, state};
+use crate::upstream::Upstream;
 use nuncio_core::filter_state::ApplicationProtocols;
 use nuncio_core::views::{ClusterView, HostView};
 use nuncio_core::{ByteStr, ResponseFlags, StreamError, StreamInfo};
 use nuncio_upstream::forward_proxy;
-use nuncio_upstream::{Cluster, LbContext, OpenOptions, RoutingPriority, UpstreamConnection, Upstreams, application_protocols};
+use nuncio_upstream::{Cluster, LbContext, OpenOptions, RoutingPriority, Upstreams, application_protocols};
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,13 +48,18 @@ fn pause(backoff: Option<(Duration, Duration)>, attempt: u32) -> Duration {
 }
 
 /// Connects. None if that failed; `info` says why.
-pub(crate) async fn connect(config: &Config, info: &mut StreamInfo) -> Option<UpstreamConnection> {
+pub(crate) async fn connect(config: &Config, info: &mut StreamInfo) -> Option<Upstream> {
     let Some(target) = config.target(info) else {
         config.stats.cx_no_route.inc();
         info.flags.set(ResponseFlags::NO_CLUSTER_FOUND);
         return None;
     };
     forward_proxy::wait(info).await;
+    if let Some(tlvs) = &config.tlvs {
+        tlvs.apply(info);
+    }
+    let disabled = || state(info, "envoy.tcp_proxy.disable_tunneling").is_some_and(|said| said == "true");
+    let tunneling = config.tunneling.as_ref().filter(|_| !disabled());
     let upstreams = Upstreams::current();
     let wishes = Wishes::of(info);
     let hash = config.hash.iter().find_map(|h| h.of(info));
@@ -80,19 +86,24 @@ pub(crate) async fn connect(config: &Config, info: &mut StreamInfo) -> Option<Up
             metadata_match: target.metadata.as_deref(),
             ..LbContext::default()
         };
+        forward_proxy::prepare(&cluster, &context).await;
         let Some(host) = upstreams.pick(&cluster, &context) else {
             info.flags.set(ResponseFlags::NO_HEALTHY_UPSTREAM);
             return None;
         };
+        let connection = info.connection.clone();
         let options = OpenOptions {
             priority: RoutingPriority::Default,
-            downstream: Some(&info.connection),
+            downstream: Some(&connection),
             alpn: wishes.alpn.as_ref(),
             sni: wishes.sni.as_deref(),
             sans: wishes.sans.as_deref(),
             ..OpenOptions::default()
         };
-        let result = upstreams.connect(&cluster, &host, &options).await;
+        let result = match tunneling {
+            None => upstreams.connect(&cluster, &host, &options).await.map(|c| Upstream::Plain(Box::new(c))),
+            Some(tunneling) => tunneling.open(&upstreams, &cluster, &host, info, &options).await.map(|t| Upstream::Tunnel(Box::new(t))),
+        };
         if matches!(result, Err(StreamError::Overflow)) {
             info.flags.set(ResponseFlags::UPSTREAM_OVERFLOW);
             return None;
@@ -106,6 +117,8 @@ pub(crate) async fn connect(config: &Config, info: &mut StreamInfo) -> Option<Up
                 let attempted = std::mem::take(&mut upstream.attempted);
                 *upstream = connection.info().clone();
                 upstream.attempted = attempted;
+                // A tunnel's protocol is not that of the bytes in it.
+                upstream.protocol = None;
                 upstream.cluster = Some(view);
                 upstream.host = Some(host);
                 return Some(connection);

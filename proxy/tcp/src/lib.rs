@@ -13,5 +13,8 @@ mod pump;
 mod pump_tests;
 mod session;
 mod stats;
+mod tlvs;
+mod tunnel;
+mod upstream;
 
 pub use config::TcpProxyFactory;

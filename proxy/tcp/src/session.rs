@@ -5,11 +5,11 @@ use crate::config::{Config, TcpProxy};
 use crate::connect::connect;
 use crate::filters::{Filters, Passed};
 use crate::pump::{End, Flow};
+use crate::upstream::Upstream;
 use nuncio_core::{ResponseFlags, StreamInfo};
 use nuncio_format::{AccessLogType, FormatContext};
 use nuncio_listener::{Connection, DrainWatch};
 use nuncio_tls::Transport;
-use nuncio_upstream::UpstreamConnection;
 use std::borrow::Cow;
 use std::future::{Future, pending, poll_fn};
 use std::pin::Pin;
@@ -24,7 +24,7 @@ struct Session {
     proxy: Arc<TcpProxy>,
     config: Arc<Config>,
     flow: Flow,
-    upstream: Option<UpstreamConnection>,
+    upstream: Option<Upstream>,
     deadlines: Deadlines,
 }
 
@@ -65,7 +65,7 @@ enum Stop {
 }
 
 /// A random UUID, what Envoy gives TCP streams as `%STREAM_ID%`.
-fn uuid() -> String {
+pub(crate) fn uuid() -> String {
     let random = fastrand::u128(..) & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
     let hex = format!("{random:032x}");
     let part = |range: std::ops::Range<usize>| hex.get(range).unwrap_or_default();
@@ -96,7 +96,8 @@ impl Session {
     }
     /// Takes over what filters of the upstream connection found out.
     fn refresh(&mut self) {
-        if let Some(upstream) = &self.upstream {
+        if let Some(upstream) = &mut self.upstream {
+            upstream.note(&mut self.flow.info);
             let found = &upstream.info().filter_state;
             let known = &mut self.flow.info.upstream_mut().filter_state;
             if found.iter().count() != known.iter().count() {

@@ -86,7 +86,7 @@ def setups():
         one(f"fails-{name}", {"asked": ask(f"{name}.test", times=2)}, stats=["^dns_cache\\.cache\\.(host_|num_hosts)", "^cluster.dfp.(upstream_cx_none_healthy|upstream_cx_total|upstream_rq_total)"], **words)
     for family in ("AUTO", "V4_ONLY", "V6_ONLY", "V4_PREFERRED", "ALL"):
         config = {"dns_cache_config": cache(dns_lookup_family=family)}
-        one(f"family-{family.lower()}", {"v4": ask("good.test"), "none": ask("nx.test"), "both": ask("both.test"), "six": ask("six.test")}, config, stats=(), **words)
+        one(f"family-{family.lower()}", {"v4": ask("good.test"), "none": ask("nx.test"), "both": ask("both.test"), "six": ask("six.test"), "v4 literal": ask("127.0.0.1"), "v6 literal": ask("[::1]")}, config, stats=(), **words)
     few = {"dns_cache_config": cache(max_hosts=2)}
     one("max-hosts", {"first": ask("n0.test"), "second": ask("n1.test"), "third": ask("n2.test", times=2), "first again": ask("n0.test")}, few)
     one("pending", {"cached": ask("n0.test", times=2)}, {"dns_cache_config": cache(dns_cache_circuit_breaker={"max_pending_requests": 0})})
@@ -96,9 +96,9 @@ def setups():
     one("save", {"saved": ask("good.test"), "not resolved": ask("nx.test")}, options={"save_upstream_address": True}, log="%FILTER_STATE(envoy.stream.upstream_address:PLAIN)% %RESPONSE_CODE% %RESPONSE_FLAGS%")
     one("rewrite", {"literal": ask("wrong.test", "/literal"), "header": ask("wrong.test", "/header", [("x-to", "good.test:@port@")]), "header twice": ask("wrong.test", "/header", [("x-to", "good.test:@port@"), ("x-to", "nx.test")]), "no header": ask("good.test", "/header"), "both": ask("wrong.test", "/both")}, routes=[
         route("/literal", to("dfp"), **rewrite(host_rewrite_literal="nx.test")), route("/header", to("dfp"), **rewrite(host_rewrite_header="x-to")), route("/both", to("dfp", host_rewrite_literal="other.test"), **rewrite(host_rewrite_literal="good.test")), route("/", to("dfp"))], **words)
-    one("route-rewrite", {"late": ask("good.test", "/late")}, routes=[route("/late", to("dfp", host_rewrite_literal="nx.test")), route("/", to("dfp"))])
+    one("route-rewrite", {"late": ask("good.test", "/late")}, **words, routes=[route("/late", to("dfp", host_rewrite_literal="nx.test")), route("/", to("dfp"))])
     sub = {"sub_clusters_config": {"max_sub_clusters": 2}}
-    one("sub-clusters", {"good": ask("127.0.0.1", times=2), "localhost": ask("localhost"), "third": ask("127.0.0.3")}, sub, {"sub_cluster_config": {}}, stats=["^cluster.dfp.(upstream_cx_total|upstream_rq_total)"], cluster={"dns_lookup_family": "V4_ONLY"})
+    one("sub-clusters", {"good": ask("127.0.0.1", times=2), "localhost": ask("localhost"), "third": ask("127.0.0.3")}, sub, {"sub_cluster_config": {}}, stats=(), cluster={"dns_lookup_family": "V4_ONLY"})
     with_state = [extension("envoy.filters.http.set_filter_state", "filters.http.set_filter_state.v3.Config", on_request_headers=[
         {"object_key": "envoy.upstream.dynamic_host", "format_string": {"text_format_source": {"inline_string": "%REQ(x-to)%"}, "omit_empty_values": True}, "skip_if_empty": True},
         {"object_key": "envoy.upstream.dynamic_port", "format_string": {"text_format_source": {"inline_string": "%REQ(x-port)%"}, "omit_empty_values": True}, "skip_if_empty": True}])]

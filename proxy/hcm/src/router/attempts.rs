@@ -11,6 +11,7 @@ use super::hedge::{Flight, Hedges, Judge};
 use super::report::downstream_failed;
 use super::retry::Failure;
 use nuncio_core::{LocalReply, ResponseFlags, ResponseHead, StreamError};
+use nuncio_upstream::forward_proxy;
 use nuncio_upstream::{Host, UpstreamStream};
 use std::future::poll_fn;
 use std::pin::pin;
@@ -31,6 +32,9 @@ impl Forwarding<'_> {
     pub(super) async fn attempts(&mut self, streams: &Streams) -> Result<Box<Try>, Box<LocalReply>> {
         loop {
             self.active.ex.info.attempts += 1;
+            if forward_proxy::is_forward_proxy(&self.cluster) {
+                self.resolve().await?;
+            }
             let host = self.pick()?;
             let end = self.attempt(&host, streams).await;
             self.tried_priorities.push(host.priority());

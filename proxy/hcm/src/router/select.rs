@@ -5,6 +5,7 @@ use super::forward::Forwarding;
 use nuncio_core::views::{self, HostView};
 use nuncio_core::{LocalReply, ResponseFlags};
 use nuncio_route::RetryPolicy;
+use nuncio_upstream::forward_proxy;
 use nuncio_upstream::{Host, LbContext, OverrideHost, PriorityRetry};
 use std::sync::Arc;
 
@@ -29,6 +30,20 @@ impl Forwarding<'_> {
             }));
         }
         avoided
+    }
+
+    /// Looks up the name that a dynamic forward proxy goes to, if no filter did; the reply if it does not resolve.
+    pub(super) async fn resolve(&self) -> Result<(), Box<LocalReply>> {
+        let ex = &*self.active.ex;
+        let lb =
+            LbContext { downstream: Some(&ex.info.connection), stream: Some(&ex.info), request: Some(&ex.request), ..LbContext::default() };
+        match forward_proxy::prepare(&self.cluster, &lb).await {
+            None => Ok(()),
+            Some(why) => {
+                let reply = LocalReply::new(503, "no healthy upstream", format!("dns_resolution_failure{{{why}}}"));
+                Err(Box::new(reply.flag(ResponseFlags::NO_HEALTHY_UPSTREAM)))
+            }
+        }
     }
 
     /// The host of the next attempt; the reply if there is none.

@@ -40,7 +40,10 @@ impl DnsService {
     /// Resolves `name`. An empty answer means that the name exists not, or without addresses of the family.
     pub(crate) async fn resolve(&self, name: &str, family: Family, spec: &ResolverSpec) -> Result<Answer, String> {
         if let Ok(ip) = name.parse::<IpAddr>() {
-            return Ok(Answer { addresses: vec![ip], ttl: None });
+            return match (family, ip.is_ipv4()) {
+                (Family::V4Only, false) => Err("address of another family".to_string()),
+                _ => Ok(Answer { addresses: vec![ip], ttl: None }),
+            };
         }
         let (v4, v6) = self.hosts.lookup(name);
         if !v4.is_empty() || !v6.is_empty() {

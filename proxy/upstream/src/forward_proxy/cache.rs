@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 use nuncio_core::Address;
 use nuncio_stats::{Counter, Gauge, Scope};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -85,6 +85,8 @@ pub struct CacheEntry {
     ready: watch::Sender<bool>,
     resolved: ArcSwap<Resolved>,
     last_used: AtomicU64,
+    /// It failed and is not asked for again by itself; whoever wants it asks anew.
+    given_up: AtomicBool,
 }
 
 impl CacheEntry {
@@ -96,6 +98,7 @@ impl CacheEntry {
             ready: watch::Sender::new(false),
             resolved: ArcSwap::default(),
             last_used: AtomicU64::new(millis(Instant::now())),
+            given_up: AtomicBool::new(false),
         })
     }
     /// Resolves when the name was looked up once, with or without success.
@@ -195,15 +198,18 @@ impl DnsCache {
     /// Looks `authority` up; `default` is the port of names without one.
     pub fn look_up(self: &Arc<Self>, authority: &str, default: u16) -> Lookup {
         let key = name::key(authority, default);
-        if let Some(entry) = self.entries.load().get(key.as_str()) {
+        if let Some(entry) = self.entries.load().get(key.as_str()).filter(|e| !e.given_up.load(Ordering::Relaxed)) {
             return Self::known(entry);
         }
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let entries = self.entries.load_full();
-        if let Some(entry) = entries.get(key.as_str()) {
-            return Self::known(entry);
-        }
-        if entries.len() >= self.spec.max_hosts {
+        let stale = match entries.get(key.as_str()) {
+            Some(entry) if !entry.given_up.load(Ordering::Relaxed) => return Self::known(entry),
+            stale => stale.is_some(),
+        };
+        if stale {
+            self.stats.removed.inc();
+        } else if entries.len() >= self.spec.max_hosts {
             self.stats.overflow.inc();
             return Lookup::Overflow;
         }
@@ -241,13 +247,16 @@ impl DnsCache {
     fn remove(&self, entry: &CacheEntry) {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut after = self.entries.load().as_ref().clone();
-        if after.remove(&entry.key).is_some() {
+        if after.get(&entry.key).is_some_and(|known| std::ptr::eq(known.as_ref(), entry)) {
+            after.remove(&entry.key);
             self.publish(after);
             self.stats.removed.inc();
         }
-        self.each_cluster(|cluster| cluster.forget_forward_host(&entry.key));
+        if !entry.addresses().is_empty() {
+            self.each_cluster(|cluster| cluster.forget_forward_host(&entry.key));
+        }
     }
-    /// Takes an answer and says when to ask again; none if the name is to be forgotten.
+    /// Takes an answer and says when to ask again; none for never.
     fn take(&self, entry: &Arc<CacheEntry>, answer: Result<Answer, String>, failures: &mut u32) -> Option<Duration> {
         let before = entry.resolved.load_full();
         let pause = match answer {
@@ -275,7 +284,10 @@ impl DnsCache {
                 self.stats.failure.inc();
                 self.note(entry, &before, why);
                 match self.spec.failure {
-                    _ if self.spec.forget_failed && before.addresses.is_empty() => None,
+                    _ if self.spec.forget_failed && before.addresses.is_empty() => {
+                        entry.given_up.store(true, Ordering::Relaxed);
+                        None
+                    }
                     Some((base, max)) => Some(backoff(base, max, *failures)),
                     None => Some(self.spec.refresh),
                 }
@@ -309,12 +321,15 @@ pub(super) async fn resolve(cache: Weak<DnsCache>, entry: Arc<CacheEntry>) {
             };
             match cache.take(&entry, answer, &mut failures) {
                 Some(pause) => pause,
-                None => return cache.remove(&entry),
+                None => cache.spec.host_ttl,
             }
         };
         // Only a weak reference waits, so that a cache that nobody uses goes.
         tokio::time::sleep(pause).await;
         let Some(cache) = cache.upgrade() else { break };
+        if entry.given_up.load(Ordering::Relaxed) {
+            return cache.remove(&entry);
+        }
         let unused = millis(Instant::now()).saturating_sub(entry.last_used.load(Ordering::Relaxed));
         if u128::from(unused) > cache.spec.host_ttl.as_millis() {
             return cache.remove(&entry);

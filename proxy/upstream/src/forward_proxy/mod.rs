@@ -15,7 +15,7 @@ pub use cache::{CacheEntry, DnsCache, Lookup, PendingLookup};
 pub(crate) use compile::{ForwardSpec, SubSpec, cluster};
 pub use hosts::wanted;
 pub use sub::{SubCluster, SubLookup, look_up as sub_cluster};
-pub use wait::{WaitForLookup, wait};
+pub use wait::{WaitForLookup, prepare, wait};
 
 use crate::cluster::Cluster;
 use crate::dns::DnsService;

@@ -1,6 +1,9 @@
-//! What a network filter leaves for tcp_proxy to wait for before it connects. Belongs to one connection.
+//! Waiting for names: what a network filter leaves for tcp_proxy to wait for before it connects, and what a pick itself waits for if
+//! no filter asked. Belongs to one stream.
 
-use super::{CacheEntry, PendingLookup};
+use super::{CacheEntry, ForwardSpec, Lookup, PendingLookup, default_port, wanted};
+use crate::cluster::Cluster;
+use crate::context::LbContext;
 use nuncio_core::StreamInfo;
 use nuncio_core::filter_state::StateObject;
 use std::any::Any;
@@ -36,4 +39,20 @@ pub async fn wait(info: &StreamInfo) {
         lookup.entry.ready().await;
         drop(lookup.pending.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
+}
+
+/// Before a pick in a dynamic forward proxy cluster: looks the name up that the pick will look for, if no filter did. Gives the reason if
+/// it does not resolve. Costs nothing for other clusters.
+pub async fn prepare(cluster: &Cluster, cx: &LbContext<'_>) -> Option<String> {
+    let (ForwardSpec::Cache(cache), _) = cluster.forward()? else { return None };
+    let (host, port) = wanted(cx.stream, cx, default_port(cluster))?;
+    let entry = match cache.look_up(&host, port) {
+        Lookup::Known(entry) => entry,
+        Lookup::Loading(entry) => {
+            entry.ready().await;
+            entry
+        }
+        Lookup::Overflow => return None,
+    };
+    entry.address().is_none().then(|| entry.failure())
 }
