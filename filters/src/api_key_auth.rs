@@ -179,14 +179,14 @@ impl Source {
                 };
             }
             Self::Cookie(name) => {
-                for (_, value) in request.headers.iter_mut().filter(|(n, _)| **n == header::COOKIE) {
-                    let Ok(text) = std::str::from_utf8(value.as_bytes()) else { continue };
-                    let kept: Vec<&str> = text.split(';').map(str::trim).filter(|pair| pair.split('=').next() != Some(name)).collect();
-                    if let Ok(rest) = HeaderValue::from_str(&kept.join("; ")) {
-                        *value = rest;
-                    }
+                let pairs = request.headers.get_all(&header::COOKIE).filter_map(|v| std::str::from_utf8(v.as_bytes()).ok());
+                let pairs = pairs.flat_map(|text| text.split(';')).map(str::trim);
+                let kept: Vec<&str> = pairs.filter(|pair| !pair.is_empty() && pair.split('=').next() != Some(name)).collect();
+                let kept = HeaderValue::from_str(&kept.join("; ")).ok().filter(|v| !v.is_empty());
+                request.headers.remove(&header::COOKIE);
+                if let Some(kept) = kept {
+                    request.headers.append(header::COOKIE, kept);
                 }
-                request.headers.retain(|n, value| n != header::COOKIE || !value.is_empty());
             }
         }
     }
@@ -221,7 +221,7 @@ impl HttpFilter for Filter {
         }
         let Some(credentials) = credentials else { return self.unauthorized("missing_credentials") };
         let Some(key) = sources.iter().find_map(|s| s.key(request)) else { return self.unauthorized("missing_api_key") };
-        let Some(client) = credentials.0.get(&hash(&key)) else { return self.unauthorized("unkonwn_api_key") };
+        let Some(client) = credentials.0.get(&hash(&key)) else { return self.unauthorized("unknown_api_key") };
         if route.as_ref().is_some_and(|r| !r.allowed.is_empty() && !r.allowed.contains(&**client)) {
             self.forbidden.inc();
             return FilterAction::Respond(Box::new(LocalReply::new(403, "Client is forbidden.", "client_not_allowed")));
@@ -230,7 +230,8 @@ impl HttpFilter for Filter {
             if let Some(name) = &forwarding.header
                 && let Ok(value) = HeaderValue::from_str(client)
             {
-                request.headers.insert(name.clone(), value);
+                request.headers.remove(name);
+                request.headers.append(name.clone(), value);
             }
             if forwarding.hide {
                 sources.iter().for_each(|s| s.remove(request));
@@ -324,7 +325,7 @@ mod tests {
         assert_eq!((reply.status, reply.details.as_ref()), (403, "client_not_allowed"));
         let own = || Some(proto::ApiKeyAuthPerRoute { credentials: vec![credential("other", "three")], ..Default::default() });
         assert!(run("/", &[("x-key", "other")], own()).await.0.is_none());
-        assert_eq!(run("/", &[("x-key", "secret1")], own()).await.0.unwrap().details, "unkonwn_api_key");
+        assert_eq!(run("/", &[("x-key", "secret1")], own()).await.0.unwrap().details, "unknown_api_key");
     }
 
     #[test]

@@ -93,7 +93,7 @@ type Users = HashMap<Vec<u8>, [u8; HASH]>;
 #[derive(Debug)]
 struct Policy {
     users: Arc<Watched<Users>>,
-    /// Empty for the request's URL.
+    /// Empty for the listener's or, if that is empty too, for the request's URL.
     realm: Box<str>,
 }
 
@@ -167,11 +167,11 @@ impl HttpFilter for Filter {
         let policy = route.as_deref().unwrap_or(&self.policy);
         let ex = cx.ex;
         let sent = self.credentials(&ex.request);
+        // Whoever says nothing, or something that is for another filter, may pass if that is allowed.
+        if self.allow_missing && !sent.as_ref().is_some_and(|s| s.starts_with(b"Basic ")) {
+            return FilterAction::Continue;
+        }
         let Some(sent) = sent else {
-            if self.allow_missing {
-                self.allowed.inc();
-                return FilterAction::Continue;
-            }
             return self.refuse(policy, &ex.request, "Missing username and password.", "no_credential_for_basic_auth");
         };
         let Some(token) = sent.strip_prefix(b"Basic ") else {
@@ -188,7 +188,8 @@ impl HttpFilter for Filter {
         if let Some(forward) = &self.forward
             && let Ok(value) = HeaderValue::from_bytes(name)
         {
-            ex.request.headers.insert(forward.clone(), value);
+            ex.request.headers.remove(forward);
+            ex.request.headers.append(forward.clone(), value);
         }
         if self.metadata {
             let name = Value { kind: Some(Kind::StringValue(String::from_utf8_lossy(name).into_owned())) };
@@ -210,11 +211,12 @@ impl Filter {
     fn refuse<'a>(&self, policy: &Policy, request: &RequestHead, text: &str, details: &'static str) -> FilterAction<'a> {
         self.denied.inc();
         let mut reply = LocalReply::new(401, format!("User authentication failed. {text}"), details);
-        let realm: Cow<'_, str> = match &*policy.realm {
-            "" => Cow::Owned(url(request)),
-            realm => Cow::Borrowed(realm),
+        let realm = match (&*policy.realm, &*self.policy.realm) {
+            ("", "") => url(request),
+            ("", realm) | (realm, _) => realm.to_string(),
         };
-        if let Ok(value) = HeaderValue::from_str(&format!("Basic realm=\"{realm}\"")) {
+        let quoted = realm.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::from_str(&format!("Basic realm=\"{quoted}\"")) {
             reply.headers.insert(header::WWW_AUTHENTICATE, value);
         }
         FilterAction::Respond(Box::new(reply))
@@ -288,6 +290,7 @@ mod tests {
         }
         let lax = BasicAuth { allow_missing: true, ..config };
         assert!(run(&lax, &[], None).await.0.is_none());
+        assert!(run(&lax, &["Bearer x"], None).await.0.is_none());
         assert!(run(&lax, &["Basic x"], None).await.0.is_some());
     }
 

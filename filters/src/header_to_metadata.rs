@@ -83,7 +83,7 @@ struct Stats {
     not_found: Counter,
     bad_base64: Counter,
     too_long: Counter,
-    unchanged: Counter,
+    vanished: Counter,
 }
 
 impl Stats {
@@ -93,9 +93,10 @@ impl Stats {
             processed: counter("rules_processed"),
             added: counter("metadata_added"),
             not_found: counter("header_not_found"),
-            bad_base64: counter("base64_decode_failed"),
-            too_long: counter("header_value_too_long"),
-            unchanged: counter("regex_substitution_failed"),
+            // Envoy does not tell the directions of these two apart.
+            bad_base64: scope.counter("base64_decode_failed"),
+            too_long: scope.counter("header_value_too_long"),
+            vanished: counter("regex_substitution_failed"),
         }
     }
 }
@@ -195,8 +196,8 @@ impl Target {
         let mut value: Cow<'_, [u8]> = match (&*self.value, &self.rewrite) {
             ("", Some(rewrite)) => {
                 let changed = rewrite.replace_all_bytes(found);
-                if *changed == *found {
-                    count(|s| &s.unchanged);
+                if changed.is_empty() && !found.is_empty() {
+                    count(|s| &s.vanished);
                 }
                 changed
             }
@@ -228,10 +229,14 @@ impl Target {
     }
 }
 
-/// A number as absl reads it: decimal, with `inf` and `nan`, blanks around it ignored.
+/// A number as absl reads it: decimal or hexadecimal, with `inf` and `nan`, blanks around it ignored.
 fn number(value: &[u8]) -> Option<f64> {
     let text = std::str::from_utf8(value).ok()?.trim_ascii();
-    text.parse().ok()
+    let (sign, digits) = text.strip_prefix('-').map_or((1.0, text), |digits| (-1.0, digits));
+    match digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")) {
+        Some(hex) if hex.starts_with(|c: char| c.is_ascii_hexdigit()) => u64::from_str_radix(hex, 16).ok().map(|n| sign * n as f64),
+        _ => text.parse().ok(),
+    }
 }
 
 #[derive(Debug)]
@@ -306,7 +311,7 @@ fn apply(rules: &[Rule], message: &mut impl Fields, info: &mut StreamInfo, stats
         let target = match &found {
             Some(_) => &rule.present,
             None => {
-                if let Some(stats) = stats {
+                if let Some(stats) = stats.filter(|_| rule.missing.is_some()) {
                     stats.not_found.inc();
                 }
                 &rule.missing

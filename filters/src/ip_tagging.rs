@@ -189,6 +189,10 @@ impl HttpFilter for Filter {
             None => tags,
         };
         if let Ok(value) = HeaderValue::from_bytes(&all) {
+            // Appended to a field it stays where it was.
+            if self.sanitize {
+                headers.remove(&self.header);
+            }
             headers.insert(self.header.clone(), value);
         }
         ex.route_cleared = true;

@@ -2,6 +2,7 @@
 //! by `main`. Filters that are not here are not registered: a listener that uses one is refused by name, never served without it.
 
 pub mod api_key_auth;
+pub mod bandwidth_limit;
 pub mod basic_auth;
 pub mod buffer;
 pub mod compressor;
@@ -10,21 +11,23 @@ pub mod connection;
 pub mod consumer;
 pub mod cors;
 pub mod csrf;
+pub mod decompressor;
 pub mod dynamic_forward_proxy;
 pub mod ext_authz;
 pub mod fault;
 pub mod grpc_stats;
 pub mod grpc_web;
-pub mod hmac_auth;
 pub mod header_mutation;
 pub mod header_to_metadata;
 pub mod health_check;
+pub mod hmac_auth;
 pub mod ip_tagging;
 pub mod jwt_authn;
 pub mod local_ratelimit;
 pub mod rate_limit;
 pub mod ratelimit;
 pub mod rbac;
+pub mod secret;
 pub mod set_filter_state;
 pub mod set_metadata;
 pub mod signed_url;
@@ -33,7 +36,6 @@ pub mod stateful_session;
 mod cluster_stats;
 mod config;
 mod whole;
-pub mod secret;
 mod signing;
 mod watched;
 
@@ -71,4 +73,6 @@ pub fn register(registry: &mut Registry) {
     registry.http.push(Box::new(ip_tagging::Factory));
     registry.network.push(Box::new(connection::LimitFactory));
     registry.network.push(Box::<connection::RateFactory>::default());
+    registry.http.push(Box::new(bandwidth_limit::Factory));
+    registry.http.push(Box::new(decompressor::Factory));
 }
