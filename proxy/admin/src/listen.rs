@@ -17,11 +17,14 @@ pub(crate) enum Socket {
 }
 
 impl Socket {
-    pub fn bind(address: &Address, mode: u32) -> io::Result<(Self, Address)> {
+    pub fn bind(address: &Address, mode: u32, ipv4_compat: bool) -> io::Result<(Self, Address)> {
         match address {
             Address::Ip(at) => {
                 let socket = if at.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
                 socket.set_reuseaddr(true)?;
+                if at.is_ipv6() {
+                    socket2::SockRef::from(&socket).set_only_v6(!ipv4_compat)?;
+                }
                 socket.bind(*at)?;
                 let listener = socket.listen(128)?;
                 let bound = Address::Ip(listener.local_addr()?);

@@ -90,7 +90,13 @@ impl AdminServer {
     /// Binds `address`: an IP with port (0 takes a free one), a Unix socket path (an old socket there is removed), or an abstract
     /// one (`@name`). `mode` is the file mode of a Unix socket; 0 keeps the process's umask. Call it inside the runtime.
     pub fn bind(address: &Address, mode: u32) -> io::Result<Self> {
-        let (socket, address) = Socket::bind(address, mode)?;
+        let (socket, address) = Socket::bind(address, mode, false)?;
+        Ok(Self { socket, address })
+    }
+
+    /// Binds an IPv6 address that takes IPv4 connections too (`ipv4_compat`), where [`Self::bind`] takes IPv6 only.
+    pub fn bind_compat(address: &Address) -> io::Result<Self> {
+        let (socket, address) = Socket::bind(address, 0, true)?;
         Ok(Self { socket, address })
     }
 

@@ -2,7 +2,7 @@
 
 use crate::accounting;
 use crate::admin::Admin;
-use crate::args::{Args, DrainStrategy, ENVOY_VERSION, Mode};
+use crate::args::{Args, DrainStrategy, ENVOY_VERSION, IpVersion, Mode};
 use crate::bootstrap;
 use crate::control::{Control, Parts, Shared};
 use crate::init::Phase;
@@ -199,7 +199,10 @@ async fn life(args: Args, mut factories: Factories) -> i32 {
         clusters: Arc::default(),
     });
     if !validating {
-        Files::start(args.file_flush_interval);
+        if args.local_address_ip_version == IpVersion::V6 {
+            nuncio_core::local_address::use_ipv6();
+        }
+        Files::start(args.file_flush_interval, usize::try_from(args.file_flush_min_size_kb).unwrap_or(0).saturating_mul(1024));
     }
     let shared = Shared {
         server: server.clone(),
@@ -225,8 +228,7 @@ async fn life(args: Args, mut factories: Factories) -> i32 {
     let admin = bootstrap.admin.as_ref().and_then(|a| {
         let options = AdminOptions::compile(a, &server, &root.field("admin"), &mut report);
         let address = a.address.as_ref().and_then(|address| admin_address(address, &mut report));
-        let (address, mode) = address?;
-        Some((options?, address, mode))
+        Some((options?, address?))
     });
     problems.extend(lines("bootstrap", &report));
     let terminals = Arc::new((factories.terminals)(&shared));
@@ -288,7 +290,7 @@ async fn life(args: Args, mut factories: Factories) -> i32 {
 }
 
 /// Serves until a signal or `/quitquitquit`.
-async fn serve(control: &Rc<Control>, admin: Option<(AdminOptions, Address, u32)>, ads: Option<source::Grpc>) -> i32 {
+async fn serve(control: &Rc<Control>, admin: Option<(AdminOptions, AdminAddress)>, ads: Option<source::Grpc>) -> i32 {
     control.publish_state();
     let base_id = &control.args.base_id_path;
     if !base_id.is_empty()
@@ -298,8 +300,8 @@ async fn serve(control: &Rc<Control>, admin: Option<(AdminOptions, Address, u32)
     }
     Upstreams::install(control.clusters.worker_feed());
     let mut tasks = Vec::new();
-    if let Some((options, address, mode)) = admin {
-        match start_admin(control, options, &address, mode) {
+    if let Some((options, address)) = admin {
+        match start_admin(control, options, &address) {
             Ok(task) => tasks.push(task),
             Err(e) => return refuse(&control.args, &[e]),
         }
@@ -338,8 +340,10 @@ async fn serve(control: &Rc<Control>, admin: Option<(AdminOptions, Address, u32)
     status
 }
 
-fn start_admin(control: &Rc<Control>, options: AdminOptions, address: &Address, mode: u32) -> Result<Task, String> {
-    let server = AdminServer::bind(address, mode).map_err(|e| format!("admin address {address} cannot be used: {e}"))?;
+fn start_admin(control: &Rc<Control>, options: AdminOptions, at: &AdminAddress) -> Result<Task, String> {
+    let AdminAddress { address, mode, ipv4_compat } = at;
+    let server = if *ipv4_compat { AdminServer::bind_compat(address) } else { AdminServer::bind(address, *mode) };
+    let server = server.map_err(|e| format!("admin address {address} cannot be used: {e}"))?;
     let bound = server.local_address().to_string();
     log::info!(target: "main", "admin address: {bound}");
     let path = &control.args.admin_address_path;
@@ -483,8 +487,17 @@ fn name_listeners(bootstrap: &mut Bootstrap) {
     }
 }
 
-/// The admin's address: an IP with port, or a pipe with its file mode.
-fn admin_address(proto: &core::Address, report: &mut Report) -> Option<(Address, u32)> {
+/// Where the admin port is.
+struct AdminAddress {
+    /// An IP with port, or a pipe.
+    address: Address,
+    /// Of a pipe; 0 for the process's umask.
+    mode: u32,
+    /// An IPv6 address takes IPv4 connections too.
+    ipv4_compat: bool,
+}
+
+fn admin_address(proto: &core::Address, report: &mut Report) -> Option<AdminAddress> {
     let root = At::Root;
     let at = root.field("admin");
     let at = at.field("address");
@@ -496,8 +509,19 @@ fn admin_address(proto: &core::Address, report: &mut Report) -> Option<(Address,
                 _ => None,
             };
             let ip = socket.address.parse::<std::net::IpAddr>().ok();
+            if socket.protocol() != core::socket_address::Protocol::Tcp {
+                report.warning(&at.field("protocol"), format!("{:?}", socket.protocol()), "ignored, as by Envoy: the admin port is TCP");
+            }
+            if !socket.resolver_name.is_empty() {
+                report.unsupported(&at.field("resolver_name"), format_args!("resolver {}", socket.resolver_name));
+            }
+            if !socket.network_namespace_filepath.is_empty() {
+                report.unsupported(&at.field("network_namespace_filepath"), "a network namespace of its own");
+            }
             match (ip, port) {
-                (Some(ip), Some(port)) => Some((Address::Ip((ip, port).into()), 0)),
+                (Some(ip), Some(port)) => {
+                    Some(AdminAddress { address: Address::Ip((ip, port).into()), mode: 0, ipv4_compat: socket.ipv4_compat && ip.is_ipv6() })
+                }
                 (None, _) => {
                     report.error(&at.field("address"), format!("'{}'", socket.address), "give an IP address");
                     None
@@ -508,7 +532,9 @@ fn admin_address(proto: &core::Address, report: &mut Report) -> Option<(Address,
                 }
             }
         }
-        Some(address::Address::Pipe(pipe)) => Some((Address::Pipe(pipe.path.as_str().into()), pipe.mode)),
+        Some(address::Address::Pipe(pipe)) => {
+            Some(AdminAddress { address: Address::Pipe(pipe.path.as_str().into()), mode: pipe.mode, ipv4_compat: false })
+        }
         _ => {
             report.error(&at, "no address that can be listened on", "give a socket_address or a pipe");
             None

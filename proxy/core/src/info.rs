@@ -223,6 +223,9 @@ pub struct StreamInfo {
     pub route_name: Option<Arc<str>>,
     pub virtual_host: Option<Arc<str>>,
     pub virtual_cluster: Option<Arc<str>>,
+    /// How often the route was looked for, and how long that took, where `record_route_resolution_stats` asks for it.
+    pub route_resolutions: u32,
+    pub route_resolution_time: Duration,
     pub request_id: Option<ByteStr>,
     /// Whether trace sampling chose this stream (%TRACE_REASON%-like decisions are Envoy's UUID nibble).
     pub sampled: bool,
@@ -268,6 +271,8 @@ impl StreamInfo {
             route_name: None,
             virtual_host: None,
             virtual_cluster: None,
+            route_resolutions: 0,
+            route_resolution_time: Duration::ZERO,
             request_id: None,
             sampled: false,
             health_check: false,

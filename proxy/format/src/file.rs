@@ -8,14 +8,14 @@ use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::Thread;
 use std::time::Duration;
 
-/// From this size on a buffer is written out at once.
+/// From this size on a buffer is written out at once, if `--file-flush-min-size-kb` says nothing else.
 const FLUSH_SIZE: usize = 64 * 1024;
-/// Beyond this size a buffer takes no more: lines are dropped and counted.
+/// Beyond this size, or twice that of a flush, a buffer takes no more: lines are dropped and counted.
 const LIMIT: usize = 1024 * 1024;
 /// Buffers of a file; workers beyond that number share them.
 const BUFFERS: usize = 32;
@@ -23,6 +23,7 @@ const BUFFERS: usize = 32;
 static OPEN: Mutex<Option<HashMap<String, Weak<LogFile>>>> = Mutex::new(None);
 static WRITER: OnceLock<Thread> = OnceLock::new();
 static WOKEN: AtomicBool = AtomicBool::new(false);
+static FLUSH_AT: AtomicUsize = AtomicUsize::new(FLUSH_SIZE);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -120,14 +121,15 @@ impl LogFile {
     pub fn append(&self, write: impl FnOnce(&mut Vec<u8>)) {
         let Some(buffer) = self.buffers.get(nuncio_stats::worker() % BUFFERS) else { return };
         let mut bytes = lock(&buffer.0);
-        if bytes.len() >= LIMIT {
+        let flush_at = FLUSH_AT.load(Ordering::Relaxed);
+        if bytes.len() >= LIMIT.max(flush_at.saturating_mul(2)) {
             drop(bytes);
             return self.stats.write_dropped.inc();
         }
         let before = bytes.len();
         write(&mut bytes);
         let added = bytes.len() - before;
-        let full = bytes.len() >= FLUSH_SIZE;
+        let full = bytes.len() >= flush_at;
         drop(bytes);
         self.stats.write_buffered.inc();
         self.stats.write_total_buffered.add(added as i64);
@@ -198,9 +200,10 @@ fn open_files() -> Vec<Arc<LogFile>> {
 pub struct Files(());
 
 impl Files {
-    /// Starts the thread that writes what workers buffered, every `interval` (`--file-flush-interval-msec`). Call once, in main.
-    /// Without it nothing is written until [`Self::flush`].
-    pub fn start(interval: Duration) {
+    /// Starts the thread that writes what workers buffered, every `interval` (`--file-flush-interval-msec`), and a buffer of
+    /// `flush_at` bytes (`--file-flush-min-size-kb`) at once. Call once, in main. Without it nothing is written until [`Self::flush`].
+    pub fn start(interval: Duration, flush_at: usize) {
+        FLUSH_AT.store(flush_at, Ordering::Relaxed);
         let run = move || {
             let _ = WRITER.set(std::thread::current());
             loop {

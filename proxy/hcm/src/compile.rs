@@ -132,6 +132,9 @@ impl HcmFactory {
             filters,
             router,
             routes,
+            route_resolution: proto
+                .record_route_resolution_stats
+                .then(|| (scope.histogram("downstream_rq_route_resolution_time_us"), scope.histogram("downstream_rq_route_resolutions"))),
             access_logs,
             identity,
             path,
@@ -422,8 +425,5 @@ fn refuse_unsupported(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut Facto
     }
     if proto.add_proxy_protocol_connection_state == Some(false) {
         report.unsupported(&at.field("add_proxy_protocol_connection_state"), "false");
-    }
-    if proto.record_route_resolution_stats {
-        report.warning(&at.field("record_route_resolution_stats"), "true", "route resolution is not measured");
     }
 }

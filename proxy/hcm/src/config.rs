@@ -14,6 +14,7 @@ use nuncio_core::registry::Server;
 use nuncio_format::AccessLogs;
 use nuncio_http::ServerOptions;
 use nuncio_route::HeaderMutations;
+use nuncio_stats::Histogram;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -86,6 +87,8 @@ pub struct HcmConfig {
     pub filters: FilterChain,
     pub router: RouterConfig,
     pub routes: Arc<Routes>,
+    /// `record_route_resolution_stats`: time in microseconds and number of resolutions of a stream.
+    pub route_resolution: Option<(Histogram, Histogram)>,
     pub access_logs: AccessLogs,
     pub identity: Identity,
     pub path: PathPolicy,

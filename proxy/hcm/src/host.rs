@@ -2,6 +2,7 @@
 //! `strip_trailing_host_dot` of HttpConnectionManager.
 
 use nuncio_core::{ByteStr, ConnectionInfo};
+use nuncio_route::split_port;
 
 /// Which port is taken off the authority.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,8 +27,10 @@ impl HostPolicy {
         if self.strip_port == StripPort::None && !self.strip_trailing_dot {
             return None;
         }
-        let (host, port) = split_port(authority);
-        let mut host = host;
+        let (mut host, port) = match split_port(authority) {
+            (host, Some(port)) if port.parse::<u32>().is_ok() => (host, Some(port)),
+            _ => (authority.as_str(), None),
+        };
         let mut kept = port;
         if self.strip_trailing_dot {
             host = host.strip_suffix('.').unwrap_or(host);
@@ -46,29 +49,20 @@ impl HostPolicy {
     }
 }
 
-/// Host and port of an authority; IPv6 literals keep their brackets.
-pub fn split_port(authority: &str) -> (&str, Option<&str>) {
-    match authority.rsplit_once(':') {
-        Some((host, port))
-            if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) && (!host.contains(':') || host.ends_with(']')) =>
-        {
-            (host, Some(port))
-        }
-        _ => (authority, None),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn ports_are_found() {
-        assert_eq!(split_port("a:80"), ("a", Some("80")));
-        assert_eq!(split_port("a"), ("a", None));
-        assert_eq!(split_port("[::1]:80"), ("[::1]", Some("80")));
-        assert_eq!(split_port("[::1]"), ("[::1]", None));
-        assert_eq!(split_port("::1"), ("::1", None));
-        assert_eq!(split_port("a:"), ("a:", None));
+    fn ports_are_stripped() {
+        let policy = HostPolicy { strip_port: StripPort::Any, strip_trailing_dot: true };
+        let connection = nuncio_core::test_kit::stream_info().connection;
+        let stripped = |host: &str| policy.apply(&host.into(), &connection).map(|h| h.to_string());
+        for (host, wanted) in [("a:80", "a"), ("a.:80", "a"), ("[::1]:80", "[::1]")] {
+            assert_eq!(stripped(host).as_deref(), Some(wanted), "{host}");
+        }
+        for host in ["a", "[::1]", "a:", "a:x"] {
+            assert_eq!(stripped(host), None, "{host}");
+        }
     }
 }

@@ -21,6 +21,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Instant;
 
 /// Serves the requests of one connection.
 pub struct HttpConnection {
@@ -159,8 +160,8 @@ impl HttpConnection {
         let by_route = entry(ex).and_then(|e| e.forward()).and_then(|f| f.upgrade(kind));
         if by_route.unwrap_or_else(|| active.config.upgrade_allowed(kind)) {
             streams.upgrade = Some(body);
-            active.begin_upgrade();
             active.upgrade = active.config.upgrades.iter().position(|u| u.kind.eq_ignore_ascii_case(kind));
+            active.begin_upgrade();
             None
         } else {
             active.config.stats.downstream_rq_ws_on_non_ws_route.inc();
@@ -190,6 +191,9 @@ impl HttpConnection {
         let filters = config.chain(active.upgrade);
         if filters.needs(Needs::RESPONSE_HEADERS) {
             filters.on_response(ex);
+        }
+        if let Some(reply) = ex.replacement.take() {
+            local_reply::install(&config.local_reply, &config.server.runtime, ex, *reply, true);
         }
         let Some(mut head) = ex.response.take() else {
             // The router always leaves a response; this stands for a bug and is visible as a 500.
@@ -230,6 +234,7 @@ impl HttpConnection {
         if config.log_options.on_tunnel && tunnel() {
             active.log(AccessLogType::DownstreamTunnelSuccessfullyEstablished);
         }
+        active.charge();
         let flush_timeout = entry(&active.ex).and_then(|e| e.forward()).and_then(|f| f.flush_timeout().or(f.idle_timeout()));
         Response { head, body: active.into_body(), close: drained || early, reset: None, flush_timeout }
     }
@@ -373,6 +378,7 @@ fn match_route(config: &HcmConfig, ex: &mut Exchange, internal: bool) -> Vec<Hea
     ex.cluster = None;
     let Exchange { request, info, random, .. } = &mut *ex;
     let mut stripped = Vec::new();
+    let began = config.route_resolution.as_ref().map(|_| Instant::now());
     let found = config.routes.with_table(request, |table| {
         if !internal {
             stripped.extend_from_slice(table.internal_only_headers());
@@ -380,6 +386,10 @@ fn match_route(config: &HcmConfig, ex: &mut Exchange, internal: bool) -> Vec<Hea
         let input = RouteInput { info, random: *random, runtime: &config.server.runtime };
         table.route(request, &input)
     });
+    if let Some(began) = began {
+        info.route_resolutions += 1;
+        info.route_resolution_time += began.elapsed();
+    }
     match found {
         Some(RouteMatch::Route(entry)) => {
             ex.info.route_name = Some(nuncio_core::views::RouteView::name(entry.as_ref()).clone()).filter(|n| !n.is_empty());

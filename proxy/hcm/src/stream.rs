@@ -35,6 +35,7 @@ pub struct Active {
     /// When the next line of a stream that is not over is due.
     ticks: Ticks,
     upgrading: bool,
+    charged: bool,
     outcome: Outcome,
 }
 
@@ -87,7 +88,18 @@ impl Active {
             upgrade: None,
             ticks: Ticks::default(),
             upgrading: false,
+            charged: false,
             outcome: Outcome::Open,
+        }
+    }
+
+    /// Counts the response by its status, once it begins: a long one counts while it lasts.
+    pub fn charge(&mut self) {
+        let info = &self.ex.info;
+        if !self.charged && info.response_code != 0 && !info.health_check {
+            self.charged = true;
+            self.config.stats.response(info.response_code);
+            self.config.listener_stats.response(info.response_code);
         }
     }
 
@@ -195,9 +207,15 @@ impl Active {
         let elapsed = ex.info.elapsed();
         ex.info.duration = Some(elapsed);
         if ex.info.response_code != 0 && !ex.info.health_check && self.outcome != Outcome::Redirected {
-            stats.response(ex.info.response_code);
-            self.config.listener_stats.response(ex.info.response_code);
+            if !self.charged {
+                stats.response(ex.info.response_code);
+                self.config.listener_stats.response(ex.info.response_code);
+            }
             stats.downstream_rq_time.record(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX));
+        }
+        if let Some((time, count)) = &self.config.route_resolution {
+            time.record(u64::try_from(ex.info.route_resolution_time.as_micros()).unwrap_or(u64::MAX));
+            count.record(u64::from(ex.info.route_resolutions));
         }
         let filters = self.config.chain(self.upgrade);
         if filters.needs(Needs::COMPLETE) {

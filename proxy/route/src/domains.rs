@@ -84,11 +84,12 @@ impl DomainIndex {
     }
 }
 
-/// `host` without its port: `a:80`, `[::1]:80`; `[::1]` has none.
-pub(crate) fn without_port(host: &str) -> &str {
-    match host.rfind(':') {
-        Some(colon) if host.rfind(']').is_none_or(|bracket| bracket < colon) => host.get(..colon).unwrap_or(host),
-        _ => host,
+/// An authority's host and what stands behind its last colon: `a:80`, `[::1]:80`; `[::1]` has none. Whether that is a port is the
+/// caller's question. Source: Envoy's `HeaderUtility::getPortStart`.
+pub fn split_port(authority: &str) -> (&str, Option<&str>) {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (authority, None),
     }
 }
 
@@ -154,7 +155,7 @@ mod tests {
     #[test]
     fn ports() {
         for (host, wanted) in [("a:80", "a"), ("a", "a"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("a:", "a"), (":80", "")] {
-            assert_eq!(without_port(host), wanted);
+            assert_eq!(split_port(host).0, wanted);
         }
     }
 }

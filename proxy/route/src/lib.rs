@@ -36,6 +36,7 @@ pub mod vhost;
 
 pub use action::Action;
 pub use cx::RouteCx;
+pub use domains::split_port;
 pub use entry::RouteEntry;
 pub use filters::DEPRECATED_CORS;
 pub use forward::{ConnectConfig, Forward, GrpcTimeout, HedgePolicy, Priority, Upgrade};

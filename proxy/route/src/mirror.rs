@@ -2,7 +2,7 @@
 
 use crate::HeaderMutations;
 use crate::cx::RouteCx;
-use crate::domains::without_port;
+use crate::domains::split_port;
 use crate::target::ClusterRef;
 use nuncio_core::diag::At;
 use nuncio_core::registry::Runtime;
@@ -71,7 +71,7 @@ impl MirrorPolicy {
             request.authority = host.clone();
         } else if self.append_suffix {
             let host = request.authority.as_str();
-            let bare = without_port(host);
+            let bare = split_port(host).0;
             let port = host.get(bare.len()..).unwrap_or_default();
             request.authority = ByteStr::from(format!("{bare}-shadow{port}"));
         }

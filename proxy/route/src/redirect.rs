@@ -173,7 +173,7 @@ impl Configured {
     /// The request's host. Its port goes if the redirect has one, and if it is the default port of a scheme that changes.
     fn request_host<'a>(&self, request: &'a RequestHead, scheme: &str) -> &'a str {
         let host = request.authority.as_str();
-        let bare = crate::domains::without_port(host);
+        let bare = crate::domains::split_port(host).0;
         let Some(port) = host.strip_prefix(bare).filter(|p| !p.is_empty()) else { return host };
         let proto = forwarded_proto(request);
         let default = scheme != proto && ((proto == "https" && port == ":443") || (proto == "http" && port == ":80"));

@@ -1,7 +1,7 @@
 //! The route table: domains to virtual hosts to routes. Source: RouteConfiguration, VirtualHost; Envoy's `RouteMatcher`.
 
 use crate::cx::RouteCx;
-use crate::domains::{DomainIndex, without_port};
+use crate::domains::{DomainIndex, split_port};
 use crate::entry::RouteEntry;
 use crate::filters::{self, FilterConfigs};
 use crate::forward::HedgePolicy;
@@ -171,7 +171,7 @@ impl RouteTable {
             Some(name) => request.headers.get_str(name).unwrap_or_default(),
             None => request.authority.as_str(),
         };
-        let host = if self.ignore_port { without_port(host) } else { host };
+        let host = if self.ignore_port { split_port(host).0 } else { host };
         self.hosts.get(self.domains.find(host)? as usize)
     }
     fn find(&self, request: &RequestHead, input: &RouteInput<'_>) -> Option<&Arc<RouteEntry>> {

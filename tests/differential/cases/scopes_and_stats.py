@@ -184,7 +184,7 @@ def scopes():
 
 def proxy_status():
     made = []
-    routes = [route("/up", to("a", timeout="0.2s")), route("/refused", to("refused")), route("/none", to("nowhere")), route("/say", direct_response=say("x", 503)),
+    routes = [route("/up"), route("/slow", to("a", timeout="0.2s")), route("/refused", to("refused")), route("/none", to("nowhere")), route("/say", direct_response=say("x", 503)),
               route("/retry", to("refused", retry_policy={"retry_on": "5xx", "num_retries": 1, **BACK_OFF})), route("/empty", to("empty")),
               route("/fault", to("a"), typed_per_filter_config={"envoy.filters.http.fault": typed("filters.http.fault.v3.HTTPFault", abort={"http_status": 418, "percentage": {"numerator": 100}})})]
     for name, config in {"default": {}, "bare": {"remove_details": True}, "literal": {"literal_proxy_name": "my proxy", "remove_response_flags": True}, "node": {"use_node_id": True, "remove_connection_termination_details": True},
@@ -194,7 +194,7 @@ def proxy_status():
                       route_config={"name": "t", "validate_clusters": False, "virtual_hosts": [{"name": "v", "domains": ["*"], "routes": routes}]}, stats=["^http.test.downstream_rq_[0-9]xx"])
         for path in ("/up", "/refused", "/none", "/say", "/retry", "/empty", "/fault", "/nothing"):
             setup.get(path)
-        setup.get("timeout", "/up", upstream=[1.0, OK])
+        setup.get("timeout", "/slow", upstream=[1.0, OK])
         setup.get("reset", "/up", upstream=["reset"])
         setup.get("close", "/up", upstream=["close"])
         setup.get("garbage", "/up", upstream=[b"nonsense\r\n\r\n", "close"])
@@ -278,7 +278,17 @@ def oddities():
         made.append(setup)
     table_of = Validation("odd-refused")
     table_of.offer("header validation", hcm={"typed_header_validation_config": extension("x", "http.header_validators.envoy_default.v3.HeaderValidatorConfig")})
-    return [*made, table_of]
+    port = {"address": "127.0.0.1", "port_value": 0}
+    for name, fields in {"plain": {}, "udp": {"protocol": "UDP"}, "resolver": {"resolver_name": "nope"}, "compat": {"address": "::1", "ipv4_compat": True}}.items():
+        table_of.offer(f"admin {name}", bootstrap={"admin": {"address": {"socket_address": {**port, **fields}}}})
+    six = Setup("odd-local-address", hcm={"use_remote_address": True}, args=["--local-address-ip-version", "v6"])
+    six.get("/")
+    six.get("forwarded", "/", [("x-forwarded-for", "1.2.3.4")])
+    hosts = Setup("odd-ports", hcm={"strip_any_host_port": True}, vhosts=[{"name": "v", "domains": ["*"], "routes": [route("/", direct_response={"status": 200, "body_format": {
+        "text_format_source": {"inline_string": "<%REQ(:AUTHORITY)%>"}}})]}])
+    for host in ("a:80", "a:", "a:x", "a:80x", "a:-1", "[::1]:80", "[::1]", "[::1]:", "a:1:2", "a:99999", "a:4294967296"):
+        hosts.get(host, "/", host=host)
+    return [*made, table_of, six, hosts]
 
 
 def upgrade_chains():
