@@ -7,6 +7,7 @@ Every check stands on the mesh that `mesh()` makes and leaves it as it found it.
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -14,6 +15,7 @@ import traceback
 
 from mesh_lab import (ENVOY, GATEWAY, STATE, Load, admin, apply, check, curl, delete, dump, eventually, in_pod, lab, route_version,
                       section, settled, sh, split, spread, stat, virtual_service, HERE)
+import e2e_auth
 
 BINARY = sys.argv[1] if len(sys.argv) > 1 else ""
 
@@ -228,7 +230,6 @@ def churn_under_load():
     with open(path, "w", encoding="utf-8") as file:
         file.write(f"K={proxy_cmd}\n{script}\n")
     before = stat("cluster_manager.cds.update_success")
-    import subprocess
     churn = subprocess.Popen(["ip", "netns", "exec", "lab-ctl", "env", f"KUBECONFIG={STATE}/kubeconfig", "sh", path])
     for i in range(200):
         virtual_service(f"""
@@ -372,7 +373,6 @@ def websocket_survives():
         path = f"{directory}/ws.py"
         with open(path, "w", encoding="utf-8") as file:
             file.write(WEBSOCKET)
-        import subprocess
         echo = subprocess.Popen(["ip", "netns", "exec", "lab-catalog-v1-1", sys.executable, path, "server"], stdout=subprocess.PIPE)
         apply("""
 apiVersion: v1
@@ -501,7 +501,7 @@ spec: {selector: {app: inner}, ports: [{name: http, port: 80, targetPort: 9001},
 
 
 CHECKS = [ready_without_gateway_resources, ready_with_gateway_resources, canary_live, match_and_rewrite, outlier_ejection, connections_spread_to_new_pod,
-          tls_rotation, refused_by_name, istioctl_views, prometheus_merge, access_log, websocket_survives, sidecars_speak_mtls, stays_small, churn_under_load,
+          tls_rotation, refused_by_name, istioctl_views, prometheus_merge, access_log, websocket_survives, sidecars_speak_mtls, *e2e_auth.CHECKS, stays_small, churn_under_load,
           control_plane_outage, drain_on_termination]
 # What stock Envoy cannot do here: it lacks Istio's filters.
 NOT_FOR_ENVOY = {prometheus_merge, sidecars_speak_mtls}
