@@ -29,6 +29,7 @@ fn factories() -> Factories {
     let mut registry = Registry::default();
     nuncio_filters::register(&mut registry);
     nuncio_istio::register(&mut registry);
+    nuncio_format::set_loggers(Box::new(nuncio_loggers::Loggers));
     Factories { registry, terminals: Box::new(terminals), worker_setup: nuncio_stats::set_worker }
 }
 

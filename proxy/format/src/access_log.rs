@@ -5,6 +5,7 @@ use crate::FormatContext;
 use crate::file::LogFile;
 use crate::filter::LogFilter;
 use crate::formatter::{DEFAULT_FORMAT, Formatter};
+use crate::logger::Logger;
 use nuncio_core::diag::{At, Report};
 use nuncio_core::registry::Server;
 use nuncio_proto::envoy::config::accesslog::v3::{AccessLog, access_log::ConfigType};
@@ -17,8 +18,14 @@ use std::sync::Arc;
 #[derive(Debug)]
 struct Log {
     filter: Option<LogFilter>,
-    format: Formatter,
-    file: Arc<LogFile>,
+    sink: Sink,
+}
+
+/// Where entries go.
+#[derive(Debug)]
+enum Sink {
+    File { format: Formatter, file: Arc<LogFile> },
+    Logger(Arc<dyn Logger>),
 }
 
 /// The `access_log` list of a listener, connection manager, router or tcp_proxy. Shared by all workers.
@@ -56,26 +63,32 @@ fn file_format(config: &FileAccessLog, at: &At<'_>, report: &mut Report) -> Opti
 impl Log {
     fn compile(config: &AccessLog, server: &Arc<Server>, at: &At<'_>, report: &mut Report) -> Option<Self> {
         let filter = config.filter.as_ref().map(|filter| LogFilter::compile(filter, &at.field("filter"), report));
-        let (path, format) = Self::sink(config, &at.field("typed_config"), report)?;
+        let sink = Self::sink(config, server, &at.field("typed_config"), report)?;
         let filter = match filter {
             Some(None) => return None,
             Some(filter) => filter,
             None => None,
         };
-        let file = LogFile::open(&path, &server.stats.root());
-        let file = file.map_err(|e| report.error(at, format!("{path:?} cannot be opened: {e}"), "give a path that can be written")).ok()?;
-        Some(Self { filter, format, file })
+        Some(Self { filter, sink })
     }
-    /// The path and format of a logger.
-    fn sink(config: &AccessLog, at: &At<'_>, report: &mut Report) -> Option<(String, Formatter)> {
+    fn sink(config: &AccessLog, server: &Arc<Server>, at: &At<'_>, report: &mut Report) -> Option<Sink> {
         let Some(ConfigType::TypedConfig(any)) = &config.config_type else {
             report.error(at, format!("access log {:?} without typed_config", config.name), "give its configuration");
             return None;
         };
         let unpacked = typed::unpack(any).map_err(|e| report.error(at, e, "correct the typed_config")).ok()?;
-        let bytes = unpacked.value.as_ref();
-        let bad = |report: &mut Report, e: prost::DecodeError| report.error(at, format!("{}: {e}", unpacked.name), "correct the bytes");
-        if unpacked.name == FileAccessLog::full_name() {
+        if let Some(factory) = crate::logger::factory(&unpacked.name) {
+            return factory.compile(&unpacked.name, unpacked.value.as_ref(), server, at, report).map(Sink::Logger);
+        }
+        let (path, format) = Self::file(&config.name, &unpacked.name, unpacked.value.as_ref(), at, report)?;
+        let file = LogFile::open(&path, &server.stats.root());
+        let file = file.map_err(|e| report.error(at, format!("{path:?} cannot be opened: {e}"), "give a path that can be written")).ok()?;
+        Some(Sink::File { format, file })
+    }
+    /// The path and format of a logger.
+    fn file(logger: &str, name: &str, bytes: &[u8], at: &At<'_>, report: &mut Report) -> Option<(String, Formatter)> {
+        let bad = |report: &mut Report, e: prost::DecodeError| report.error(at, format!("{name}: {e}"), "correct the bytes");
+        if name == FileAccessLog::full_name() {
             let file = FileAccessLog::decode(bytes).map_err(|e| bad(report, e)).ok()?;
             if file.path.is_empty() {
                 report.error(&at.field("path"), "an empty path", "give a path");
@@ -84,19 +97,19 @@ impl Log {
             let format = file_format(&file, at, report)?;
             return Some((file.path, format));
         }
-        if unpacked.name == stream::StdoutAccessLog::full_name() {
+        if name == stream::StdoutAccessLog::full_name() {
             use stream::stdout_access_log::AccessLogFormat::LogFormat;
             let log = stream::StdoutAccessLog::decode(bytes).map_err(|e| bad(report, e)).ok()?;
             let config = log.access_log_format.as_ref().map(|LogFormat(f)| f);
             return Some(("/dev/stdout".to_string(), log_format(config, at, report)?));
         }
-        if unpacked.name == stream::StderrAccessLog::full_name() {
+        if name == stream::StderrAccessLog::full_name() {
             use stream::stderr_access_log::AccessLogFormat::LogFormat;
             let log = stream::StderrAccessLog::decode(bytes).map_err(|e| bad(report, e)).ok()?;
             let config = log.access_log_format.as_ref().map(|LogFormat(f)| f);
             return Some(("/dev/stderr".to_string(), log_format(config, at, report)?));
         }
-        report.unsupported(at, format_args!("access log {:?} ({})", config.name, unpacked.name));
+        report.unsupported(at, format_args!("access log {logger:?} ({name})"));
         None
     }
 }
@@ -115,7 +128,10 @@ impl AccessLogs {
     pub fn log(&self, cx: &FormatContext<'_>) {
         for log in &self.logs {
             if log.filter.as_ref().is_none_or(|f| f.passes(cx, &self.server.runtime)) {
-                log.file.append(|out| log.format.write(cx, out));
+                match &log.sink {
+                    Sink::File { format, file } => file.append(|out| format.write(cx, out)),
+                    Sink::Logger(logger) => logger.log(cx),
+                }
             }
         }
     }
