@@ -94,16 +94,14 @@ impl HttpFilter for Filter {
             return FilterAction::Continue;
         }
         let source = origin(request, &header::ORIGIN).or_else(|| origin(request, &header::REFERER)).unwrap_or_default();
+        let target = request.authority.as_str();
         if source.is_empty() {
             self.missing.inc();
-        }
-        let known = source == host_and_port(request.authority.as_str()) || policy.additional.iter().any(|m| m.matches(source));
-        if !known {
-            self.invalid.inc();
-        }
-        if known && !source.is_empty() {
+        } else if source == host_and_port(target).unwrap_or(target) || policy.additional.iter().any(|m| m.matches(source)) {
             self.valid.inc();
             return FilterAction::Continue;
+        } else {
+            self.invalid.inc();
         }
         if !enabled {
             return FilterAction::Continue;
@@ -113,16 +111,12 @@ impl HttpFilter for Filter {
 }
 
 fn origin<'a>(request: &'a RequestHead, name: &HeaderName) -> Option<&'a str> {
-    let value = request.headers.get_str(name).map(host_and_port)?;
-    (!value.is_empty()).then_some(value)
+    request.headers.get_str(name).and_then(host_and_port).filter(|origin| !origin.is_empty())
 }
 
-/// Host and port of an absolute URL; other text as it is.
-fn host_and_port(url: &str) -> &str {
-    match url.split_once("://") {
-        Some((_, rest)) => rest.split(['/', '?', '#']).next().unwrap_or(rest),
-        None => url,
-    }
+/// Host and port of an absolute URL; none for other text, such as the origin `null`.
+fn host_and_port(url: &str) -> Option<&str> {
+    url.split_once("://")?.1.split(['/', '?', '#']).next()
 }
 
 #[cfg(test)]

@@ -150,17 +150,18 @@ async fn drive(
 }
 
 /// Ends the connection at `max_connection_duration`, but no stream: HTTP/2 is told to go away. A client of HTTP/1 cannot be told between
-/// two requests, so the next response is the last one, for which the connection waits until `drain_timeout`.
+/// two requests, so the next response is the last one, for which the connection waits until `drain_timeout`, or
+/// with `http1_safe_max_connection_duration` for ever.
 async fn lifetime(config: &HcmConfig, control: &ConnControl, version: HttpVersion) {
     let timeouts = &config.timeouts;
     let Some(limit) = timeouts.max_connection_duration else { return };
     tokio::time::sleep(longer(limit, timeouts.max_connection_jitter)).await;
     config.stats.downstream_cx_max_duration_reached.inc();
     if !version.is_multiplexed() {
-        control.drain_patiently();
         if timeouts.http1_safe {
-            return;
+            return control.drain_at_next();
         }
+        control.drain_patiently();
         tokio::time::sleep(longer(timeouts.drain, timeouts.drain_jitter)).await;
     }
     control.drain();

@@ -127,14 +127,14 @@ impl Identity {
                 head.headers.insert(X_ENVOY_DOWNSTREAM_SERVICE_NODE.clone(), node.clone());
             }
         }
+        if let Some(via) = &self.via {
+            names::append_comma(&mut head.headers, &header::VIA, via.as_bytes());
+        }
         if edge
             && let Address::Ip(remote) = &info.remote
             && let Some(text) = value(remote.ip().to_string())
         {
             head.headers.insert(X_ENVOY_EXTERNAL_ADDRESS.clone(), text);
-        }
-        if let Some(via) = &self.via {
-            names::append_comma(&mut head.headers, &header::VIA, via.as_bytes());
         }
         self.settle_request_id(head, edge);
         self.client_cert.apply(head, info);

@@ -38,7 +38,6 @@ def locations():
     setup.get("with body", "/from", upstream=[away(body="moved")])
     setup.get("with rest of body", "/from", upstream=[[b"HTTP/1.1 302 Found\r\nlocation: http://host/target\r\ncontent-length: 5\r\n\r\nmo", 0.1, b"ved"]])
     setup.get("head", "/from", method="HEAD", upstream=[away()])
-    setup.get("http10", "/from", version="1.0", upstream=[away()])
     return setup
 
 

@@ -209,7 +209,7 @@ def serve(peer, name, script):
     ("reset", code), ("goaway", code), "close", or seconds to wait. Streams are answered in the order in which they end."""
     reader, answered = Reader(), set()
     lock = threading.Lock()
-    peer.sendall(settings(max_concurrent_streams=100, initial_window_size=1 << 20) + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1 << 24)))
+    peer.sendall(settings(max_concurrent_streams=100, initial_window_size=1 << 20, enable_connect_protocol=1) + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1 << 24)))
     start = b""
     while len(start) < len(PREFACE):
         more = peer.recv(len(PREFACE) - len(start))

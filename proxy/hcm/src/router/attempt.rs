@@ -31,6 +31,8 @@ pub enum End {
         answered: Box<Try>,
         host: Arc<Host>,
         pump: RequestPump,
+        /// A retry was made for it.
+        retried: bool,
     },
     /// The upstream failed. `processed` is false if it cannot have seen the request.
     Upstream {

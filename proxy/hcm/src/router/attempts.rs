@@ -67,6 +67,10 @@ impl Forwarding<'_> {
     /// What follows from the end of an attempt; none if it gave nothing and others still run. `flying`: it is the end of the newest attempt,
     /// which is at `host`.
     fn judge(&mut self, host: &Arc<Host>, end: End, flying: bool) -> Result<Option<Verdict>, Box<LocalReply>> {
+        let lost = self.hedges.as_mut().map(Hedges::take_lost).unwrap_or_default();
+        for (host, status) in &lost {
+            self.charge_lost(host, *status);
+        }
         match end {
             End::Response(response) => {
                 self.report_response(host, &response);
@@ -76,8 +80,11 @@ impl Forwarding<'_> {
                 }
                 Ok((!self.is_hedged() || !self.judge_of(true).is_bad(&response.head)).then_some(Verdict::Final(response)))
             }
-            End::Hedged { answered, host, pump } => {
+            End::Hedged { answered, host, pump, retried } => {
                 self.report_response(&host, &answered);
+                if !retried && !self.judge_of(true).is_bad(&answered.head) {
+                    self.note_retry_success();
+                }
                 self.active.ex.info.upstream_mut().host = Some(host);
                 self.pump = pump;
                 Ok(Some(Verdict::Final(answered)))
@@ -88,6 +95,7 @@ impl Forwarding<'_> {
                     return Ok(Some(Verdict::Again(delay)));
                 }
                 if self.is_hedged() {
+                    self.charge_lost(host, errors::status(&error));
                     return Ok(None);
                 }
                 Err(errors::before_response(&error, self.active.ex.info.attempts > 1))
@@ -99,7 +107,7 @@ impl Forwarding<'_> {
                 if flying {
                     self.report_timeout(host, which);
                 }
-                self.report_hedges(which);
+                self.report_hedges(which, flying);
                 self.timed_out_try = true;
                 let delay = match which {
                     Deadline::PerTry | Deadline::PerTryIdle => self.retry_after(&Failure::PerTryTimeout),
@@ -129,15 +137,19 @@ impl Forwarding<'_> {
         if let Some(hedges) = &mut self.hedges {
             let now = Instant::now();
             let began = self.timeouts.per_try.and_then(|ran| now.checked_sub(ran)).unwrap_or(now);
-            hedges.add(Flight { host: host.clone(), stream, pump, began });
+            hedges.add(Flight { host: host.clone(), stream, pump, began, retried: again.is_some() });
         }
         again
     }
 
-    /// A timeout of the whole request meets every attempt that runs.
-    fn report_hedges(&mut self, which: Deadline) {
+    /// A timeout of the whole request meets every attempt that runs. One of them, the newest if it is `flying`, is what the reply counts for.
+    fn report_hedges(&mut self, which: Deadline, flying: bool) {
         let Some(hedges) = self.hedges.as_ref().filter(|_| which == Deadline::Global) else { return };
-        for host in hedges.hosts() {
+        let status = if self.timeouts.alt_response { 204 } else { 504 };
+        for (at, host) in hedges.hosts().enumerate() {
+            if flying || at > 0 {
+                finish::charge_reply(&self.cluster, &self.groups, &self.active.config, &self.active.ex, Some(host), status);
+            }
             self.cluster.stats().traffic.upstream_rq_timeout.inc();
             self.groups.each(|group| group.traffic.upstream_rq_timeout.inc());
             host.stats.rq_timeout.fetch_add(1, Relaxed);
@@ -187,25 +199,20 @@ impl Forwarding<'_> {
     }
 
     fn allow(&mut self, failure: &Failure<'_>) -> bool {
-        let traffic = &self.cluster.stats().traffic;
-        let Some(retry) = &mut self.retry else { return unseen(failure) && self.once_for_reuse() };
-        if !retry.wants(failure) {
-            // As Envoy: what is good enough after a retry makes that one a success.
-            if retry.retried() {
-                traffic.upstream_rq_retry_success.inc();
-                self.groups.each(|group| group.traffic.upstream_rq_retry_success.inc());
-            }
+        if !self.retry.as_ref().is_some_and(|retry| retry.wants(failure)) {
+            self.note_retry_success();
             return unseen(failure) && self.once_for_reuse();
         }
         if !self.pump.can_replay() {
             return false;
         }
-        if retry.is_exhausted() {
+        let traffic = &self.cluster.stats().traffic;
+        let Some(retry) = self.retry.as_mut().filter(|retry| !retry.is_exhausted()) else {
             traffic.upstream_rq_retry_limit_exceeded.inc();
             self.groups.each(|group| group.traffic.upstream_rq_retry_limit_exceeded.inc());
             self.active.ex.info.flags.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
             return false;
-        }
+        };
         self.guard = None;
         self.guard = self.cluster.try_retry(self.priority);
         if self.guard.is_none() {
@@ -218,6 +225,19 @@ impl Forwarding<'_> {
         self.groups.each(|group| group.traffic.upstream_rq_retry.inc());
         traffic.upstream_rq_retry_backoff_exponential.inc();
         retry.take()
+    }
+
+    /// As Envoy: what is good enough after a retry makes that one a success.
+    fn note_retry_success(&self) {
+        if self.retry.as_ref().is_some_and(|retry| retry.retried()) {
+            self.cluster.stats().traffic.upstream_rq_retry_success.inc();
+            self.groups.each(|group| group.traffic.upstream_rq_retry_success.inc());
+        }
+    }
+
+    /// Counts an attempt that failed while others may still do better.
+    fn charge_lost(&self, host: &Arc<Host>, status: u16) {
+        finish::charge_reply(&self.cluster, &self.groups, &self.active.config, &self.active.ex, Some(host), status);
     }
 
     /// A request that no upstream can have seen may go again once without a policy: a reused connection that the server closed

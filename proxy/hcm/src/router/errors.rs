@@ -38,6 +38,11 @@ pub fn flag(error: &StreamError) -> ResponseFlags {
     }
 }
 
+/// The status of the local reply for a failure: 502 when the upstream broke the protocol, 503 for everything else, as in Envoy.
+pub fn status(error: &StreamError) -> u16 {
+    if matches!(error, StreamError::Protocol(_) | StreamError::TooLarge(_)) { 502 } else { 503 }
+}
+
 /// The local reply for a failure before any response header. `retried`: there was an attempt before. What the transport said is for
 /// logs only.
 pub fn before_response(error: &StreamError, retried: bool) -> Box<LocalReply> {
@@ -49,9 +54,7 @@ pub fn before_response(error: &StreamError, retried: bool) -> Box<LocalReply> {
         details.push('|');
         details.push_str(&why.replace(char::is_whitespace, "_"));
     }
-    // Envoy answers 502 when the upstream broke the protocol, 503 for everything else.
-    let status = if matches!(error, StreamError::Protocol(_) | StreamError::TooLarge(_)) { 502 } else { 503 };
-    let mut reply = LocalReply::new(status, body, format!("upstream_reset_before_response_started{{{details}}}")).flag(flag(error));
+    let mut reply = LocalReply::new(status(error), body, format!("upstream_reset_before_response_started{{{details}}}")).flag(flag(error));
     if *error == StreamError::Overflow {
         reply.headers.insert(crate::names::X_ENVOY_OVERLOADED.clone(), http::HeaderValue::from_static("true"));
     }

@@ -3,9 +3,9 @@
 //! Source: HedgePolicy.hedge_on_per_try_timeout, Envoy's `Filter::onSoftPerTryTimeout`.
 
 use super::attempt::{End, Try};
-use super::finish;
 use super::request_body::{PumpError, RequestPump};
 use super::retry::{Failure, RetryState};
+use super::{errors, finish};
 use nuncio_core::{RequestHead, ResponseHead, StreamError};
 use nuncio_upstream::{Cluster, Host, Outcome, UpstreamStream};
 use std::sync::Arc;
@@ -21,12 +21,16 @@ pub struct Flight {
     pub pump: RequestPump,
     /// When it began, for `x-envoy-upstream-service-time`.
     pub began: Instant,
+    /// A retry was made for it.
+    pub retried: bool,
 }
 
 /// Attempts of one request that run beside the newest one.
 #[derive(Default)]
 pub struct Hedges {
     flights: Vec<Flight>,
+    /// Those that failed in silence, with the status that they would have been answered with.
+    lost: Vec<(Arc<Host>, u16)>,
 }
 
 /// What judges the answers to them.
@@ -55,6 +59,10 @@ impl Hedges {
     pub fn is_empty(&self) -> bool {
         self.flights.is_empty()
     }
+    /// Takes those that failed in silence.
+    pub fn take_lost(&mut self) -> Vec<(Arc<Host>, u16)> {
+        std::mem::take(&mut self.lost)
+    }
     /// Hosts of those that run.
     pub fn hosts(&self) -> impl Iterator<Item = &Arc<Host>> {
         self.flights.iter().map(|flight| &flight.host)
@@ -69,12 +77,12 @@ impl Hedges {
                 at += 1;
                 continue;
             };
-            let Flight { host, stream, pump, began } = self.flights.swap_remove(at);
+            let Flight { host, stream, pump, began, retried } = self.flights.swap_remove(at);
             let last = judge.alone && self.flights.is_empty();
             match answer {
                 Ok(head) if last || !judge.is_bad(&head) => {
                     let answered = Try { head, stream, service_time: began.elapsed() };
-                    return Poll::Ready(End::Hedged { answered: Box::new(answered), host, pump });
+                    return Poll::Ready(End::Hedged { answered: Box::new(answered), host, pump, retried });
                 }
                 Ok(head) => {
                     judge.cluster.report(&host, Outcome::HttpCode(finish::outlier_code(judge.request, &head)));
@@ -82,9 +90,10 @@ impl Hedges {
                 }
                 // A retry was made already for this one.
                 Err(error) if last => return Poll::Ready(End::Upstream { error, processed: true, stream: Some(Box::new(stream)) }),
-                Err(_) => {
+                Err(error) => {
                     host.stats.rq_error.fetch_add(1, Relaxed);
                     judge.cluster.report(&host, Outcome::LocalOriginConnectFailed);
+                    self.lost.push((host, errors::status(&error)));
                 }
             }
         }

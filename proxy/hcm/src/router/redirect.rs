@@ -183,8 +183,7 @@ mod tests {
         assert_eq!(target("HTTPS://h:8443"), all("https", "h:8443", "/"));
         assert_eq!(target("http://user:pass@[::1]:80/x"), all("http", "[::1]:80", "/x"));
         assert_eq!(target("ftp://h/"), all("ftp", "h", "/"), "the policy decides");
-        for bad in ["", "/relative", "//host/p", "http://", "http:///p", "http://h:x/", "http://h:99999/", "http://h /", "h/p"]
-        {
+        for bad in ["", "/relative", "//host/p", "http://", "http:///p", "http://h:x/", "http://h:99999/", "http://h /", "h/p"] {
             assert_eq!(target(bad), None, "{bad:?}");
         }
     }

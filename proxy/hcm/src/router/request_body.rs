@@ -65,6 +65,10 @@ impl RequestPump {
     pub fn frames(&self) -> u64 {
         self.frames
     }
+    /// Whether all of the body is there, sent or not.
+    pub fn is_whole(&self) -> bool {
+        self.ended || matches!(self.source, Body::Full(_))
+    }
     /// Whether the client's request is complete.
     pub fn received_all(&self) -> bool {
         self.ended

@@ -50,7 +50,7 @@ impl Forwarding<'_> {
         let now = ex.info.elapsed();
         let upstream = ex.info.upstream_mut();
         (upstream.first_rx, upstream.last_rx) = (Some(now), Some(now));
-        if self.pump.received_all() && !manager.router.suppress_envoy_headers {
+        if self.pump.is_whole() && !manager.router.suppress_envoy_headers {
             head.headers.insert(crate::names::X_ENVOY_UPSTREAM_SERVICE_TIME.clone(), HeaderValue::from(0));
         }
         self.entry.finalize_response(&mut head, &ex.request, &ex.info);
