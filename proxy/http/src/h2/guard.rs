@@ -131,7 +131,7 @@ pub struct Guard {
     data_frames_sent: u64,
     /// Server: streams that began and that the library has neither shown nor refused, in order.
     opening: VecDeque<u32>,
-    unshown: VecDeque<Unshown>,
+    unshown: VecDeque<(u32, Unshown)>,
     flood: Option<Flood>,
 }
 
@@ -179,23 +179,25 @@ impl Guard {
             match frame.kind {
                 DATA => self.data_frames_sent += 1,
                 HEADERS if !self.server => self.opens(frame.stream),
-                HEADERS if self.settled(frame.stream) => self.unshown.push_back(Unshown::TooLarge),
+                HEADERS if self.settled(frame.stream) => self.unshown.push_back((frame.stream, Unshown::TooLarge)),
                 RST_STREAM if self.settled(frame.stream) && u32::from_be_bytes(frame.start) == PROTOCOL_ERROR => {
-                    self.unshown.push_back(Unshown::Malformed)
+                    self.unshown.push_back((frame.stream, Unshown::Malformed))
                 }
                 _ => {}
             }
         }
     }
 
-    /// Server: the library has shown the request of this stream.
+    /// Server: the library has shown the request of this stream. Its body may have been refused before.
     pub fn shown(&mut self, stream: u32) {
-        self.settled(stream);
+        if !self.settled(stream) {
+            self.unshown.retain(|(refused, _)| *refused != stream);
+        }
     }
 
-    /// Requests that the library dealt with by itself since the last call.
+    /// A request that the library dealt with by itself. To be asked when it has nothing more to show.
     pub fn take_unshown(&mut self) -> Option<Unshown> {
-        self.unshown.pop_front()
+        self.unshown.pop_front().map(|(_, what)| what)
     }
 
     /// Server, once the connection broke by the peer's fault: whether the head of a request was what broke it.
@@ -366,5 +368,10 @@ mod tests {
         assert_eq!(guard.take_unshown(), Some(Unshown::TooLarge));
         assert_eq!(guard.take_unshown(), None);
         assert!(!guard.is_opening());
+        // A body that belies its head is refused before its request is shown.
+        guard.received(&frame(HEADERS, 4, 9, b"x")).unwrap();
+        guard.sent(&frame(RST_STREAM, 0, 9, &1u32.to_be_bytes()));
+        guard.shown(9);
+        assert_eq!(guard.take_unshown(), None);
     }
 }

@@ -133,7 +133,9 @@ where
                 return Poll::Ready(ConnectionEnd::KeepAliveTimeout);
             }
             let accepted = self.connection.poll_accept(cx);
-            self.tell_unshown();
+            if !matches!(accepted, Poll::Ready(Some(Ok(_)))) {
+                self.tell_unshown();
+            }
             match accepted {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     self.heard.guard.borrow_mut().shown(respond.stream_id().as_u32());
