@@ -1,6 +1,7 @@
 //! Envoy's HTTP filters, one file or folder each. Compiled on the control thread, run on every worker; `register` is called once
 //! by `main`. Filters that are not here are not registered: a listener that uses one is refused by name, never served without it.
 
+pub mod admission_control;
 pub mod api_key_auth;
 pub mod bandwidth_limit;
 pub mod basic_auth;
@@ -11,6 +12,7 @@ pub mod connection;
 pub mod consumer;
 pub mod cors;
 pub mod csrf;
+pub mod custom_response;
 pub mod decompressor;
 pub mod dynamic_forward_proxy;
 pub mod ext_authz;
@@ -75,4 +77,6 @@ pub fn register(registry: &mut Registry) {
     registry.network.push(Box::<connection::RateFactory>::default());
     registry.http.push(Box::new(bandwidth_limit::Factory));
     registry.http.push(Box::new(decompressor::Factory));
+    registry.http.push(Box::new(admission_control::Factory));
+    registry.http.push(Box::new(custom_response::Factory));
 }

@@ -47,7 +47,7 @@ impl Library {
             }
         };
         let config = &*unpacked.value;
-        let mut chunk_size = |size: Option<u32>, report: &mut Report| match size {
+        let chunk_size = |size: Option<u32>, report: &mut Report| match size {
             Some(size) if !(4096..=65536).contains(&size) => {
                 report.error(&at.field("chunk_size"), size.to_string(), "give a number from 4096 to 65536");
                 None

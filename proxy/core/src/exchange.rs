@@ -2,7 +2,7 @@
 //! dropped at the true end of the stream, when the access log and the stats are written. Belongs to one worker.
 
 use crate::views::{ClusterView, RouteView};
-use crate::{Body, Headers, RequestHead, ResponseHead, StreamInfo};
+use crate::{Body, Headers, LocalReply, RequestHead, ResponseHead, StreamInfo};
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ pub struct Exchange {
     pub route: Option<Arc<dyn RouteView>>,
     /// The cluster of the route, if it is known.
     pub cluster: Option<Arc<dyn ClusterView>>,
+    /// A filter's answer in place of `response`: the connection manager makes it the response once all filters have seen the old one.
+    pub replacement: Option<Box<LocalReply>>,
     /// Set by a filter that changed what routing depends on; the connection manager matches again before the next filter.
     pub route_cleared: bool,
     /// The stream's random number: weighted clusters and fractions decide by it, so that matching again decides the same.
@@ -55,6 +57,7 @@ impl Exchange {
             info,
             route: None,
             cluster: None,
+            replacement: None,
             route_cleared: false,
             random: fastrand::u64(..),
             override_host: None,
