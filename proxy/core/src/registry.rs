@@ -11,8 +11,9 @@ use nuncio_proto::envoy::config::core::v3::Node;
 use nuncio_stats::{Scope, Store};
 use std::any::Any;
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
 
 /// What every part of the process may know of it.
@@ -44,6 +45,19 @@ impl Server {
 pub struct Runtime {
     values: RwLock<HashMap<String, String>>,
     health_failed: AtomicBool,
+    watchers: Watchers,
+}
+
+type Watcher = Box<dyn Fn(&str) + Send + Sync>;
+
+/// Who hears of changes.
+#[derive(Default)]
+struct Watchers(Mutex<Vec<Watcher>>);
+
+impl fmt::Debug for Watchers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watchers")
+    }
 }
 
 impl Runtime {
@@ -64,6 +78,13 @@ impl Runtime {
                 values.insert(key.to_string(), value.to_string());
             }
         }
+        for watcher in self.watchers.0.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            watcher(key);
+        }
+    }
+    /// Calls `watcher` with each key that is set or removed from now on, on the thread that does so. It may read, but not watch.
+    pub fn watch(&self, watcher: impl Fn(&str) + Send + Sync + 'static) {
+        self.watchers.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(watcher));
     }
     /// The text of `key`.
     pub fn get(&self, key: &str) -> Option<String> {

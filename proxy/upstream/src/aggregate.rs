@@ -10,13 +10,15 @@ use crate::priority::{self, Availability, Loads, SetHealth};
 use arc_swap::ArcSwapOption;
 use hashbrown::HashMap;
 use nuncio_core::views::ClusterSlot;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The members of one aggregate cluster, and the list as it was built last.
 #[derive(Debug)]
 pub(crate) struct AggregateState {
     slots: Box<[Arc<ClusterSlot>]>,
-    panic_threshold: u32,
+    /// As runtime has it now.
+    panic_threshold: AtomicU32,
     linear: ArcSwapOption<Linear>,
     building: Mutex<()>,
 }
@@ -57,7 +59,12 @@ fn member(slot: &ClusterSlot) -> Option<Arc<Cluster>> {
 
 impl AggregateState {
     pub(crate) fn new(slots: Box<[Arc<ClusterSlot>]>, panic_threshold: u32) -> Self {
-        Self { slots, panic_threshold, linear: ArcSwapOption::empty(), building: Mutex::new(()) }
+        Self { slots, panic_threshold: AtomicU32::new(panic_threshold), linear: ArcSwapOption::empty(), building: Mutex::new(()) }
+    }
+    /// Runtime changed the threshold.
+    pub(crate) fn set_panic_threshold(&self, percent: u32) {
+        self.panic_threshold.store(percent, Ordering::Relaxed);
+        self.linear.store(None);
     }
     /// Whether the list is what the members are now.
     fn is_current(&self, linear: &Linear) -> bool {
@@ -102,7 +109,7 @@ impl AggregateState {
             }
             members.push(Some((cluster, view.epoch)));
         }
-        let loads = priority::loads(&health, self.panic_threshold);
+        let loads = priority::loads(&health, self.panic_threshold.load(Ordering::Relaxed));
         Linear { members: members.into(), levels: levels.into(), health: health.into(), loads, owners }
     }
     /// Chooses a priority of a member; none if there are no hosts at all. Source: Envoy's `AggregateClusterLoadBalancer`.

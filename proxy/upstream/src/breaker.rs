@@ -3,25 +3,29 @@
 
 use crate::context::RoutingPriority;
 use crate::host::millis;
+use nuncio_core::registry::Runtime;
 use nuncio_stats::Gauge;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// One counted resource.
 #[derive(Debug)]
 pub struct Resource {
-    max: u32,
+    /// The limit now; runtime may change it.
+    max: AtomicU32,
+    /// The limit without runtime.
+    configured: u32,
     current: AtomicU64,
 }
 
 impl Resource {
     /// A resource that may be held `max` times at once.
     pub fn new(max: u32) -> Self {
-        Self { max, current: AtomicU64::new(0) }
+        Self { max: AtomicU32::new(max), configured: max, current: AtomicU64::new(0) }
     }
     /// The limit.
     pub fn max(&self) -> u32 {
-        self.max
+        self.max.load(Ordering::Relaxed)
     }
     /// How often it is held now.
     pub fn current(&self) -> u64 {
@@ -29,7 +33,7 @@ impl Resource {
     }
     /// Whether one more fits.
     pub fn can_create(&self) -> bool {
-        self.current() < u64::from(self.max)
+        self.current() < u64::from(self.max())
     }
     /// Whether the limit is reached (`*_open` gauges).
     pub fn is_open(&self) -> bool {
@@ -37,11 +41,11 @@ impl Resource {
     }
     /// Takes one, whatever the limit; Envoy allows small overshoot. True if this reached the limit.
     pub(crate) fn acquire(&self) -> bool {
-        self.current.fetch_add(1, Ordering::Relaxed) + 1 == u64::from(self.max)
+        self.current.fetch_add(1, Ordering::Relaxed) + 1 == u64::from(self.max())
     }
     /// Gives one back. True if this left the limit.
     pub(crate) fn release(&self) -> bool {
-        self.current.fetch_sub(1, Ordering::Relaxed) == u64::from(self.max)
+        self.current.fetch_sub(1, Ordering::Relaxed) == u64::from(self.max())
     }
 }
 
@@ -54,6 +58,33 @@ pub struct RetryBudget {
     pub min_retry_concurrency: u32,
     /// `budget_interval`: requests begun within it count too, not only those that run; zero for none.
     pub interval: Duration,
+}
+
+/// A retry budget as runtime has it now.
+#[derive(Debug)]
+pub struct LiveBudget {
+    pub configured: RetryBudget,
+    /// Bits of the percentage.
+    percent: AtomicU64,
+    least: AtomicU32,
+}
+
+impl LiveBudget {
+    fn new(configured: RetryBudget) -> Self {
+        Self {
+            configured,
+            percent: AtomicU64::new(configured.budget_percent.to_bits()),
+            least: AtomicU32::new(configured.min_retry_concurrency),
+        }
+    }
+    /// `budget_percent`.
+    pub fn percent(&self) -> f64 {
+        f64::from_bits(self.percent.load(Ordering::Relaxed))
+    }
+    /// `min_retry_concurrency`.
+    pub fn least(&self) -> u32 {
+        self.least.load(Ordering::Relaxed)
+    }
 }
 
 /// Requests begun in about the last interval: the current slice, and the previous one as far as it still reaches.
@@ -92,7 +123,7 @@ pub struct Thresholds {
     pub retries: Resource,
     /// `max_connection_pools`; unlimited by default.
     pub pools: Resource,
-    pub budget: Option<RetryBudget>,
+    pub budget: Option<LiveBudget>,
     /// `track_remaining`: whether `remaining_*` gauges are kept.
     pub track_remaining: bool,
     recent: Option<Box<Recent>>,
@@ -121,28 +152,56 @@ impl Thresholds {
             retries: Resource::new(retries),
             pools: Resource::new(pools),
             recent: budget.filter(|b| !b.interval.is_zero()).map(|_| Box::default()),
-            budget,
+            budget: budget.map(LiveBudget::new),
             track_remaining,
         }
     }
     /// How many retries may run at once now: `max_retries`, or what the budget gives.
     pub fn max_retries(&self) -> u64 {
-        match self.budget {
+        match &self.budget {
             None => u64::from(self.retries.max()),
             Some(budget) => {
                 let mut active = self.requests.current().saturating_add(self.pending.current());
                 if let Some(recent) = &self.recent {
-                    active = active.max(recent.count(budget.interval, millis(Instant::now())));
+                    active = active.max(recent.count(budget.configured.interval, millis(Instant::now())));
                 }
-                let share = (budget.budget_percent / 100.0 * active as f64) as u64;
-                share.max(u64::from(budget.min_retry_concurrency))
+                let share = (budget.percent() / 100.0 * active as f64) as u64;
+                share.max(u64::from(budget.least()))
             }
+        }
+    }
+    /// Takes the limits from runtime: `circuit_breakers.<cluster>.<priority>.max_connections` and so on. Control thread. `stats`: the
+    /// gauges, if the cluster was used.
+    pub(crate) fn read_runtime(&self, runtime: &Runtime, prefix: &str, stats: Option<&BreakerStats>) {
+        let limit =
+            |name: &str, default: u32| u32::try_from(runtime.integer(&format!("{prefix}.{name}"), u64::from(default))).unwrap_or(u32::MAX);
+        for kind in Kind::ALL {
+            let resource = self.resource(kind);
+            resource.max.store(limit(kind.key(), resource.configured), Ordering::Relaxed);
+            if let Some(stats) = stats {
+                stats.open(kind).set(i64::from(resource.is_open()));
+                self.show_remaining(kind, stats);
+            }
+        }
+        if let Some(budget) = &self.budget {
+            let key = format!("{prefix}.retry_budget.budget_percent");
+            let percent = runtime.get(&key).and_then(|v| v.parse::<f64>().ok()).filter(|p| (0.0..=100.0).contains(p));
+            budget.percent.store(percent.unwrap_or(budget.configured.budget_percent).to_bits(), Ordering::Relaxed);
+            let least = limit("retry_budget.min_retry_concurrency", budget.configured.min_retry_concurrency);
+            budget.least.store(least, Ordering::Relaxed);
+        }
+    }
+    /// Sets the `remaining_*` gauge of `kind`, if it is kept.
+    pub(crate) fn show_remaining(&self, kind: Kind, stats: &BreakerStats) {
+        if self.track_remaining {
+            let resource = self.resource(kind);
+            stats.remaining(kind).set(i64::from(resource.max()).saturating_sub_unsigned(resource.current()).max(0));
         }
     }
     /// A request begins; only budgets with an interval look.
     pub(crate) fn request_began(&self) {
         if let (Some(recent), Some(budget)) = (&self.recent, &self.budget) {
-            recent.turn(budget.interval, millis(Instant::now()));
+            recent.turn(budget.configured.interval, millis(Instant::now()));
             recent.current.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -190,6 +249,20 @@ pub enum Kind {
     Pool,
 }
 
+impl Kind {
+    pub(crate) const ALL: [Self; 5] = [Self::Connection, Self::Pending, Self::Request, Self::Retry, Self::Pool];
+    /// The field of `Thresholds`, and the end of the runtime key.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Connection => "max_connections",
+            Self::Pending => "max_pending_requests",
+            Self::Request => "max_requests",
+            Self::Retry => "max_retries",
+            Self::Pool => "max_connection_pools",
+        }
+    }
+}
+
 impl Thresholds {
     fn resource(&self, kind: Kind) -> &Resource {
         match kind {
@@ -206,9 +279,7 @@ impl Thresholds {
         if resource.acquire() {
             stats.open(kind).set(1);
         }
-        if self.track_remaining {
-            stats.remaining(kind).set(i64::from(resource.max()).saturating_sub_unsigned(resource.current()).max(0));
-        }
+        self.show_remaining(kind, stats);
     }
     /// Takes one of `kind` if it fits.
     pub(crate) fn try_acquire(&self, kind: Kind, stats: &BreakerStats) -> bool {
@@ -227,9 +298,7 @@ impl Thresholds {
         if resource.release() {
             stats.open(kind).set(0);
         }
-        if self.track_remaining {
-            stats.remaining(kind).set(i64::from(resource.max()).saturating_sub_unsigned(resource.current()).max(0));
-        }
+        self.show_remaining(kind, stats);
     }
 }
 

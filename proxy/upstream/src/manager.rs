@@ -154,7 +154,7 @@ impl ClusterManager {
             warming: scope.gauge("warming_clusters"),
         };
         let (starts, started) = mpsc::unbounded_channel();
-        Arc::new(Self {
+        let manager = Arc::new(Self {
             options,
             shared,
             state: Mutex::default(),
@@ -162,7 +162,26 @@ impl ClusterManager {
             stats,
             starts,
             started: Mutex::new(Some(started)),
-        })
+        });
+        let weak = Arc::downgrade(&manager);
+        manager.options.server.runtime.watch(move |key| {
+            if let Some(manager) = weak.upgrade() {
+                manager.runtime_changed(key);
+            }
+        });
+        manager
+    }
+    /// A runtime key was set or removed.
+    fn runtime_changed(&self, key: &str) {
+        let breakers = key.strip_prefix("circuit_breakers.");
+        if breakers.is_none() && !key.starts_with("upstream.") {
+            return;
+        }
+        // Names may hold dots, so that the key does not say where the name ends.
+        let meant = |name: &str| breakers.is_none_or(|rest| rest.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')));
+        for (_, entry) in self.state().clusters.iter().filter(|(name, _)| meant(name)) {
+            entry.all().for_each(|cluster| cluster.read_runtime(breakers.is_some()));
+        }
     }
     /// The slots that clusters are put into.
     pub fn slots(&self) -> &Arc<ClusterSlots> {

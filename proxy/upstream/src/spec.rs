@@ -10,12 +10,14 @@ use crate::outlier::OutlierSpec;
 use nuncio_core::HeaderKey;
 use nuncio_core::network::NetworkFilterConfig;
 use nuncio_core::proxy_protocol::PassTlvs;
+use nuncio_core::registry::Runtime;
 use nuncio_http::options::{H1Options, H2Options};
 use nuncio_proto::Value;
 use nuncio_proto::envoy::config::core::v3::ConfigSource;
 use nuncio_tls::UpstreamTls;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Where hosts come from.
@@ -106,10 +108,39 @@ impl Default for ZoneSpec {
     }
 }
 
-impl ZoneSpec {
+/// What runtime may change of balancing while it goes on. Read by workers, set on the control thread.
+#[derive(Debug, Default)]
+pub(crate) struct LiveLb {
+    panic: AtomicU32,
+    /// Bits of the percentage.
+    zone_enabled: AtomicU64,
+    zone_min: AtomicU64,
+}
+
+impl LiveLb {
+    /// Takes the values from runtime keys `upstream.healthy_panic_threshold`, `upstream.zone_routing.enabled` and
+    /// `upstream.zone_routing.min_cluster_size`, or from the configuration.
+    pub(crate) fn read(&self, panic: u32, locality: &LocalityMode, runtime: &Runtime) {
+        let panic = runtime.integer("upstream.healthy_panic_threshold", u64::from(panic));
+        self.panic.store(u32::try_from(panic.min(100)).unwrap_or(100), Ordering::Relaxed);
+        if let LocalityMode::ZoneAware(zone) = locality {
+            let enabled = runtime.get("upstream.zone_routing.enabled").and_then(|v| v.parse::<f64>().ok()).unwrap_or(zone.enabled);
+            self.zone_enabled.store(enabled.to_bits(), Ordering::Relaxed);
+            let min = runtime.integer("upstream.zone_routing.min_cluster_size", zone.min_cluster_size);
+            self.zone_min.store(min, Ordering::Relaxed);
+        }
+    }
+    pub(crate) fn panic_threshold(&self) -> u32 {
+        self.panic.load(Ordering::Relaxed)
+    }
+    /// `min_cluster_size` of zone-aware routing.
+    pub(crate) fn min_cluster_size(&self) -> u64 {
+        self.zone_min.load(Ordering::Relaxed)
+    }
     /// Whether this request is routed by zone at all.
     pub(crate) fn samples(&self) -> bool {
-        self.enabled >= 100.0 || fastrand::f64() * 100.0 < self.enabled
+        let enabled = f64::from_bits(self.zone_enabled.load(Ordering::Relaxed));
+        enabled >= 100.0 || fastrand::f64() * 100.0 < enabled
     }
 }
 
@@ -140,8 +171,9 @@ pub(crate) enum OverrideSource {
 pub(crate) struct LbSpec {
     pub kind: LbKind,
     pub locality: LocalityMode,
-    /// `healthy_panic_threshold`, 0 to 100. Default 50.
+    /// `healthy_panic_threshold`, 0 to 100, without runtime. Default 50.
     pub panic_threshold: u32,
+    pub live: LiveLb,
     pub slow_start: Option<Box<SlowStart>>,
     /// `use_hostname_for_hashing`.
     pub hash_hostname: bool,

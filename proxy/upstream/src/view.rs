@@ -217,10 +217,10 @@ impl View {
         let per_locality = lb.locality == LocalityMode::Weighted || zone_aware || lb.is_local;
         let sets: Box<[SetView]> = endpoints.sets.iter().map(|set| SetView::build(set, &endpoints, per_locality)).collect();
         let health: Vec<SetHealth> = sets.iter().map(|s| s.health).collect();
-        let loads = priority::loads(&health, lb.panic_threshold);
+        let loads = priority::loads(&health, lb.live.panic_threshold());
         let zone = match (&lb.locality, local, sets.first()) {
             (LocalityMode::ZoneAware(zone), Some(local), Some(first)) => {
-                crate::lb::zone::ZoneRouting::build(zone, first, local, lb.panic_threshold, stats)
+                crate::lb::zone::ZoneRouting::build(zone, &lb.live, first, (local, stats))
             }
             _ => None,
         };

@@ -115,7 +115,7 @@ impl Cluster {
         let aggregate = match &spec.discovery {
             Discovery::Aggregate(names) => {
                 let slots = names.iter().map(|name| cx.server.clusters.slot(name)).collect();
-                Some(Box::new(AggregateState::new(slots, spec.lb.panic_threshold)))
+                Some(Box::new(AggregateState::new(slots, spec.lb.live.panic_threshold())))
             }
             _ => None,
         };
@@ -255,7 +255,12 @@ impl Cluster {
     pub fn stats(&self) -> &ClusterStats {
         self.stats.get_or_init(|| {
             let track = (self.breakers.default.track_remaining, self.breakers.high.track_remaining);
-            Box::new(ClusterStats::new(self.endpoint_stats(), track))
+            let stats = Box::new(ClusterStats::new(self.endpoint_stats(), track));
+            for kind in Kind::ALL {
+                self.breakers.default.show_remaining(kind, &stats.default_breakers);
+                self.breakers.high.show_remaining(kind, &stats.high_breakers);
+            }
+            stats
         })
     }
     /// `cluster.<name>.`, for what the control thread counts of endpoints and subscriptions: by name and when it happens, because
@@ -420,6 +425,26 @@ impl Cluster {
     }
     pub(crate) fn original_dst(&self) -> Option<&OriginalDstState> {
         self.original_dst.as_deref()
+    }
+    /// Takes what it reads from runtime anew: limits of circuit breakers, or what balancing looks at.
+    pub(crate) fn read_runtime(&self, breakers: bool) {
+        let runtime = self.runtime();
+        if breakers {
+            let stats = self.stats.get();
+            for (thresholds, key, stats) in [
+                (&self.breakers.default, "default", stats.map(|s| &s.default_breakers)),
+                (&self.breakers.high, "high", stats.map(|s| &s.high_breakers)),
+            ] {
+                thresholds.read_runtime(runtime, &format!("circuit_breakers.{}.{key}", self.name), stats);
+            }
+            return;
+        }
+        let lb = &self.spec.lb;
+        lb.live.read(lb.panic_threshold, &lb.locality, runtime);
+        if let Some(aggregate) = &self.aggregate {
+            aggregate.set_panic_threshold(lb.live.panic_threshold());
+        }
+        self.bump();
     }
     /// The process's runtime; its lookups lock, so it is for the control thread.
     pub(crate) fn runtime(&self) -> &Runtime {

@@ -4,7 +4,7 @@ use super::{duration, extension, ignore, metadata_path, refuse, subset};
 use crate::cluster::ClusterCx;
 use crate::lb::ring::HashFunction;
 use crate::orca::OrcaSpec;
-use crate::spec::{LbKind, LbSpec, LocalityMode, OverrideSource, SlowStart, ZoneSpec};
+use crate::spec::{LbKind, LbSpec, LiveLb, LocalityMode, OverrideSource, SlowStart, ZoneSpec};
 use nuncio_core::HeaderKey;
 use nuncio_core::diag::At;
 use nuncio_proto::Message;
@@ -34,6 +34,7 @@ impl Default for LbSpec {
             kind: LbKind::RoundRobin,
             locality: LocalityMode::ZoneAware(ZoneSpec::default()),
             panic_threshold: 50,
+            live: LiveLb::default(),
             slow_start: None,
             hash_hostname: false,
             hash_balance_factor: None,
@@ -64,6 +65,7 @@ pub(super) fn compile(proto: &pb::Cluster, provides: bool, at: &At<'_>, cx: &mut
     if spec.subsets.is_some() && spec.kind == LbKind::ClusterProvided {
         cx.report.error(&at.field("lb_subset_config"), "set", "subsets do not go with CLUSTER_PROVIDED");
     }
+    spec.live.read(spec.panic_threshold, &spec.locality, &cx.server.runtime);
     let provided = spec.kind == LbKind::ClusterProvided;
     if provided != provides {
         let found = if provided { "CLUSTER_PROVIDED" } else { "another policy" };
@@ -99,8 +101,6 @@ fn common(proto: &pb::Cluster, spec: &mut LbSpec, at: &At<'_>, cx: &mut ClusterC
         // Envoy takes the whole percents.
         spec.panic_threshold = percent.value.clamp(0.0, 100.0) as u32;
     }
-    let runtime = cx.server.runtime.integer("upstream.healthy_panic_threshold", u64::from(spec.panic_threshold));
-    spec.panic_threshold = u32::try_from(runtime.min(100)).unwrap_or(100);
     match &config.locality_config_specifier {
         None => {}
         Some(LocalityConfigSpecifier::LocalityWeightedLbConfig(_)) => spec.locality = LocalityMode::Weighted,

@@ -22,7 +22,8 @@ pub(crate) fn breakers(
         let none = pb::circuit_breakers::Thresholds::default();
         let (index, limits) = found.unwrap_or((0, &none));
         let list = at.field("thresholds");
-        *slot = thresholds(limits, &format!("circuit_breakers.{name}.{key}"), runtime, &list.index(index), report);
+        *slot = thresholds(limits, &list.index(index), report);
+        slot.read_runtime(runtime, &format!("circuit_breakers.{name}.{key}"), None);
     }
     for (i, t) in proto.into_iter().flat_map(|p| &p.thresholds).enumerate() {
         if !(0..=1).contains(&t.priority) {
@@ -33,11 +34,7 @@ pub(crate) fn breakers(
     all
 }
 
-fn thresholds(t: &pb::circuit_breakers::Thresholds, key: &str, runtime: &Runtime, at: &At<'_>, report: &mut Report) -> Thresholds {
-    let limit = |name: &str, value: Option<u32>, default: u32| {
-        let value = value.unwrap_or(default);
-        u32::try_from(runtime.integer(&format!("{key}.{name}"), u64::from(value))).unwrap_or(u32::MAX)
-    };
+fn thresholds(t: &pb::circuit_breakers::Thresholds, at: &At<'_>, report: &mut Report) -> Thresholds {
     let budget = t.retry_budget.as_ref().map(|b| {
         let percent = b.budget_percent.map_or(20.0, |p| p.value);
         if !(0.0..=100.0).contains(&percent) {
@@ -51,11 +48,11 @@ fn thresholds(t: &pb::circuit_breakers::Thresholds, key: &str, runtime: &Runtime
         }
     });
     Thresholds::new(
-        limit("max_connections", t.max_connections, 1024),
-        limit("max_pending_requests", t.max_pending_requests, 1024),
-        limit("max_requests", t.max_requests, 1024),
-        limit("max_retries", t.max_retries, 3),
-        limit("max_connection_pools", t.max_connection_pools, u32::MAX),
+        t.max_connections.unwrap_or(1024),
+        t.max_pending_requests.unwrap_or(1024),
+        t.max_requests.unwrap_or(1024),
+        t.max_retries.unwrap_or(3),
+        t.max_connection_pools.unwrap_or(u32::MAX),
         budget,
         t.track_remaining,
     )

@@ -233,8 +233,8 @@ impl WorkerLb {
         let locality = match &lb.locality {
             LocalityMode::Ignore => None,
             LocalityMode::Weighted => self.weighted_locality(priority, availability),
-            LocalityMode::ZoneAware(zone) => match (&view.zone, priority, availability) {
-                (Some(routing), 0, Availability::Healthy) if set.localities.len() > 1 && zone.samples() => Some(routing.choose(stats)),
+            LocalityMode::ZoneAware(_) => match (&view.zone, priority, availability) {
+                (Some(routing), 0, Availability::Healthy) if set.localities.len() > 1 && lb.live.samples() => Some(routing.choose(stats)),
                 _ => None,
             },
         };

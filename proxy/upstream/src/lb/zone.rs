@@ -3,7 +3,7 @@
 //! `regenerateLocalityRoutingStructures` and `tryChooseLocalLocalityHosts`.
 
 use crate::priority;
-use crate::spec::ZoneSpec;
+use crate::spec::{LiveLb, ZoneSpec};
 use crate::stats::LbStats;
 use crate::view::{LocalityView, SetView, View};
 
@@ -18,7 +18,7 @@ pub(crate) enum ZoneRouting {
 
 impl ZoneRouting {
     /// None: no locality routing.
-    pub(crate) fn build(zone: &ZoneSpec, set: &SetView, local: &View, panic_threshold: u32, stats: Option<&LbStats>) -> Option<Self> {
+    pub(crate) fn build(zone: &ZoneSpec, live: &LiveLb, set: &SetView, (local, stats): (&View, Option<&LbStats>)) -> Option<Self> {
         let count = |pick: fn(&LbStats)| {
             if let Some(stats) = stats {
                 pick(stats);
@@ -34,11 +34,11 @@ impl ZoneRouting {
             count(|s| s.lb_local_cluster_not_ok.inc());
             return None;
         }
-        if (set.healthy.hosts.len() as u64) < zone.min_cluster_size {
+        if (set.healthy.hosts.len() as u64) < live.min_cluster_size() {
             count(|s| s.lb_zone_cluster_too_small.inc());
             return None;
         }
-        if priority::panics(&mine.health, panic_threshold) {
+        if priority::panics(&mine.health, live.panic_threshold()) {
             // Half of the fleet is down: its zones say nothing about where load comes from.
             count(|s| s.lb_local_cluster_not_ok.inc());
             return None;

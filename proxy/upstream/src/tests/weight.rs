@@ -110,6 +110,36 @@ fn a_warm_request_allocates_nothing_here() {
     });
 }
 
+/// Which subset a request falls on is decided on the stack, and so is the member of an aggregate cluster.
+#[test]
+fn a_pick_allocates_nothing() {
+    use prost_types::value::Kind;
+    let host = |address: &str, version: &str| {
+        (address.to_string(), format!("metadata: {{filter_metadata: {{envoy.lb: {{v: '{version}', s: x}}}}}}"))
+    };
+    let hosts = [host("10.0.0.1:80", "1"), host("10.0.0.2:80", "1"), host("10.0.0.3:80", "2")];
+    let hosts: Vec<_> = hosts.iter().map(|(a, m)| (a.as_str(), m.as_str())).collect();
+    let subsets = "lb_subset_config: {fallback_policy: ANY_ENDPOINT, subset_selectors: [{keys: [v, s]}]}";
+    let manager = manager("{}");
+    let text = |v: &str| nuncio_proto::Value { kind: Some(Kind::StringValue(v.to_string())) };
+    let wanted = |v: &str| nuncio_proto::Struct { fields: [("v".to_string(), text(v)), ("s".to_string(), text("x"))].into() };
+    let (found, missing) = (wanted("1"), wanted("9"));
+    for policy in ["ROUND_ROBIN", "LEAST_REQUEST", "RANDOM", "MAGLEV"] {
+        let member = static_cluster(&format!("lb_policy: {policy}\n{subsets}"), &hosts);
+        manager.apply(&proto(&member), true, &mut Report::new()).unwrap();
+        let aggregate = "name: all\nlb_policy: CLUSTER_PROVIDED\ncluster_type: {name: envoy.clusters.aggregate, typed_config: {'@type': type.googleapis.com/envoy.extensions.clusters.aggregate.v3.ClusterConfig, clusters: [test]}}";
+        manager.apply(&proto(aggregate), true, &mut Report::new()).unwrap();
+        for name in ["test", "all"] {
+            let cluster = manager.get(name).unwrap();
+            for metadata in [Some(&found), Some(&missing), None] {
+                let cx = LbContext { metadata_match: metadata, hash: Some(7), ..LbContext::default() };
+                let (made, _) = cost(1000, || assert!(Upstreams::current().pick(&cluster, &cx).is_some()));
+                assert_eq!(made, 0, "{policy} {name}");
+            }
+        }
+    }
+}
+
 fn get_shared() -> &'static RequestHead {
     thread_local! {
         static REQUEST: &'static RequestHead = Box::leak(Box::new(get()));
