@@ -62,7 +62,7 @@ impl BodySource for Decoded {
                         continue;
                     }
                     let text = self.rest.split_to(whole);
-                    return Poll::Ready(Some(decode(&text).map(Frame::Data).ok_or(StreamError::LocalReset("grpc_base_64_decode_failed"))));
+                    return Poll::Ready(Some(decode(&text).map(Frame::Data).ok_or(StreamError::Protocol("grpc_base_64_decode_failed"))));
                 }
                 Some(Ok(Frame::Trailers(trailers))) => {
                     self.ended = true;
@@ -71,7 +71,7 @@ impl BodySource for Decoded {
                 None => {
                     self.ended = true;
                     if !self.rest.is_empty() {
-                        return Poll::Ready(Some(Err(StreamError::LocalReset("grpc_base_64_decode_failed_bad_size"))));
+                        return Poll::Ready(Some(Err(StreamError::Protocol("grpc_base_64_decode_failed_bad_size"))));
                     }
                 }
                 Some(Err(e)) => return Poll::Ready(Some(Err(e))),

@@ -98,6 +98,9 @@ impl HttpFilter for Filter {
         }
         response.headers.remove(&header::CONTENT_LENGTH);
         response.headers.insert(header::CONTENT_TYPE, if state.text { WEB_TEXT_PROTO } else { WEB_PROTO });
+        if !understood && ex.response_body.is_end() {
+            return;
+        }
         if !understood {
             explain(response, &mut ex.response_body);
             return;

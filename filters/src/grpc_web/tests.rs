@@ -62,7 +62,7 @@ async fn bad_base64_ends_the_stream() {
         let (filter, mut ex, _) = setup("application/grpc-web-text", "");
         ex.request_body = kit::data([piece]);
         kit::request(&*filter, "w", &mut ex).await;
-        assert_eq!(kit::collect(&mut ex.request_body).await.unwrap_err(), nuncio_core::StreamError::LocalReset(details));
+        assert_eq!(kit::collect(&mut ex.request_body).await.unwrap_err(), nuncio_core::StreamError::Protocol(details));
     }
 }
 

@@ -45,6 +45,8 @@ pub(super) struct Forwarding<'a> {
     /// Hosts tried so far, for `previous_hosts`.
     pub(super) tried: Vec<Arc<Host>>,
     pub(super) tried_priorities: Vec<u32>,
+    /// Positions of weighted clusters that attempts went to, for `refresh_cluster_on_retry`.
+    pub(super) tried_clusters: Vec<usize>,
     pub(super) hash: Option<u64>,
     /// Held while a retry runs.
     pub(super) guard: Option<RetryGuard>,
@@ -122,6 +124,7 @@ pub async fn forward(
         timeouts,
         tried: Vec::new(),
         tried_priorities: Vec::new(),
+        tried_clusters: Vec::new(),
         hash,
         guard: None,
         hedges: (timeouts.hedged && timeouts.per_try.is_some()).then(Hedges::default),
@@ -275,8 +278,8 @@ impl Forwarding<'_> {
         let status = finish::outlier_code(&ex.request, &head);
         finish::charge(&cluster, &groups, &config, ex, stream.host(), status, &head);
         if !config.router.suppress_envoy_headers {
-            // Of an upgrade there is no end of the request to count from.
-            if !upgrading {
+            // It counts from the end of the request, which an upgrade does not have and an early answer does not wait for.
+            if !upgrading && pump.received_all() {
                 let millis = u64::try_from(service_time.as_millis()).unwrap_or(0);
                 head.headers.insert(X_ENVOY_UPSTREAM_SERVICE_TIME.clone(), HeaderValue::from(millis));
             }

@@ -143,6 +143,7 @@ impl ProxyProtocol {
                 }
                 Parsed::Absent => {
                     self.not_found_disallowed.inc();
+                    self.error.inc();
                     return Verdict::Close("proxy_protocol_not_found");
                 }
                 Parsed::Bad(version) => {
