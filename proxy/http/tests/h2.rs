@@ -172,7 +172,7 @@ async fn flow_control_reaches_from_end_to_end() {
         let mut stream = open(&p.client, &head(Method::GET, "/whole"), true);
         response(&mut stream).await.unwrap();
         tokio::time::sleep(Duration::from_secs(301)).await;
-        assert_eq!(body(&mut stream).await.unwrap_err(), StreamError::RemoteReset(8));
+        assert_eq!(body(&mut stream).await.unwrap_err(), StreamError::RemoteReset(2));
 
         // And in the other direction: the handler does not read.
         let hold = TestService::new(|mut request: Request| async move {

@@ -384,7 +384,7 @@ async fn finish(shared: &Shared, send: &mut SendStream<Bytes>, options: &ServerO
     if stuck {
         options.tx_flush_timeout.inc();
         options.stats.tx_reset.inc();
-        send.send_reset(Reason::CANCEL);
+        send.send_reset(Reason::INTERNAL_ERROR);
     }
     shared.mark_closed();
     false
