@@ -302,6 +302,15 @@ pub(crate) struct SocketSpec {
     pub family_count: usize,
 }
 
+/// `Cluster.PreconnectPolicy`: streams that there is room for, to streams that are there; 1 for no more than are needed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Preconnect {
+    /// Of each host.
+    pub per_upstream: f64,
+    /// Of the whole cluster: connections are made to the hosts that are picked next.
+    pub predictive: f64,
+}
+
 /// All compiled parts.
 #[derive(Debug)]
 pub(crate) struct Spec {
@@ -323,6 +332,8 @@ pub(crate) struct Spec {
     pub close_on_health_failure: bool,
     /// `connection_pool_per_downstream_connection`.
     pub pool_per_downstream: bool,
+    /// `preconnect_policy`.
+    pub preconnect: Preconnect,
     /// `wait_for_warm_on_init`.
     pub wait_for_warm: bool,
 }

@@ -6,20 +6,21 @@ use crate::cluster::Cluster;
 use crate::connection::UpstreamConnection;
 use crate::context::{LbContext, OpenOptions, RoutingPriority};
 use crate::forward_proxy::{self, hosts::Picked};
-use crate::host::{HealthFlags, Host};
+use crate::host::{Health, HealthFlags, Host};
 use crate::lb::{Ask, WorkerLb};
 use crate::manager::WorkerFeed;
 use crate::original_dst;
 use crate::outlier::Outcome;
 use crate::pool::key::KeyRef;
-use crate::pool::{Pool, connect, key::Key, per_host_full};
+use crate::pool::{Pool, connect, io::Opened, key::Key, per_host_full};
 use crate::priority::Availability;
-use crate::spec::{Discovery, OverrideSource};
+use crate::spec::{Discovery, LbKind, OverrideSource};
 use crate::stream::UpstreamStream;
 use hashbrown::HashMap;
 use nuncio_core::views::HostView;
 use nuncio_core::{RequestHead, StreamError};
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -47,6 +48,8 @@ struct WorkerCluster {
     pools: RefCell<Map<Key, Rc<Pool>>>,
     /// ORIGINAL_DST: hosts that this worker used.
     destinations: RefCell<Map<SocketAddr, Arc<Host>>>,
+    /// Hosts that were picked ahead (predictive preconnecting), for the next picks.
+    ahead: RefCell<VecDeque<Arc<Host>>>,
     unused: Cell<u32>,
 }
 
@@ -84,6 +87,7 @@ impl Upstreams {
                 lb: RefCell::default(),
                 pools: RefCell::default(),
                 destinations: RefCell::default(),
+                ahead: RefCell::default(),
                 unused: Cell::new(0),
             })
         });
@@ -130,7 +134,9 @@ impl Upstreams {
     ) -> Result<UpstreamStream, StreamError> {
         let owner = owner(cluster, host)?;
         let cluster = owner.as_ref().unwrap_or(cluster);
-        let pool = self.cluster(cluster).pool(host, &KeyRef::http(cluster, host, request, options))?;
+        let worker = self.cluster(cluster);
+        let pool = worker.pool(host, &KeyRef::http(cluster, host, request, options))?;
+        worker.anticipate(|next| KeyRef::http(cluster, next, request, options));
         let (thresholds, _) = cluster.breaker(options.priority);
         for last in (0..TRIES).rev() {
             let lease = match pool.checkout() {
@@ -159,6 +165,7 @@ impl Upstreams {
                 Err(StreamError::RemoteRefused) if last > 0 => {}
                 Err(error) => return Err(error),
                 Ok(stream) => {
+                    pool.preconnect();
                     if cluster.spec.outlier.is_some() {
                         cluster.report(host, Outcome::LocalOriginConnectSuccess);
                     }
@@ -185,7 +192,8 @@ impl Upstreams {
             return Err(StreamError::Overflow);
         }
         let _pending = Pending::new(cluster, host, options.priority)?;
-        let made = Box::pin(connect::connect(cluster, host, &key, false, options.downstream)).await;
+        let opened = Opened::new(cluster, host, key.priority);
+        let made = Box::pin(connect::connect(cluster, host, &key, false, options.downstream, opened)).await;
         match made {
             Ok(made) => {
                 cluster.report(host, Outcome::LocalOriginConnectSuccessFinal);
@@ -236,8 +244,11 @@ impl Upstreams {
     }
 }
 
-/// The member of an aggregate cluster that connects to `host`; none if `cluster` is not one.
+/// The member of an aggregate cluster, or the sub cluster, that connects to `host`; none if `cluster` has neither.
 fn owner(cluster: &Arc<Cluster>, host: &Host) -> Result<Option<Arc<Cluster>>, StreamError> {
+    if let Some((spec, hosts)) = cluster.forward() {
+        return Ok(hosts.owner(spec, host));
+    }
     match cluster.aggregate() {
         None => Ok(None),
         Some(aggregate) => aggregate.owner(host).map(Some).ok_or(StreamError::ConnectFailed("the host left".into())),
@@ -287,7 +298,49 @@ impl WorkerCluster {
         {
             return Some(host);
         }
+        if let Some(host) = self.next_ahead(cx) {
+            return Some(host);
+        }
         self.balance(cx, None)
+    }
+    /// A host that was picked ahead, if this pick may take any.
+    fn next_ahead(&self, cx: &LbContext<'_>) -> Option<Arc<Host>> {
+        if self.cluster.spec.preconnect.predictive <= 1.0 || !cx.avoid.is_empty() || cx.retry_priority.is_some() {
+            return None;
+        }
+        let mut ahead = self.ahead.borrow_mut();
+        while let Some(host) = ahead.pop_front() {
+            if !host.is_removed() && host.health() == Health::Healthy {
+                return Some(host);
+            }
+        }
+        None
+    }
+    /// `predictive_preconnect_ratio`: connects to the hosts that will be picked next, as far as the ratio goes.
+    /// Source: Envoy's `ClusterManagerImpl::maybePreconnect`.
+    fn anticipate<'a>(&self, key: impl Fn(&Host) -> KeyRef<'a>) {
+        /// Connections begun ahead at once.
+        const AT_ONCE: usize = 3;
+        let ratio = self.cluster.spec.preconnect.predictive;
+        let lb = &self.cluster.spec.lb;
+        // Who hashes, or looks at metadata, cannot know the next host.
+        let foreseeable = matches!(lb.kind, LbKind::RoundRobin | LbKind::Random | LbKind::LeastRequest { .. });
+        if ratio <= 1.0 || !foreseeable || lb.subsets.is_some() {
+            return;
+        }
+        for _ in 0..AT_ONCE {
+            let sum = |(a, c): (usize, usize), (x, y): (usize, usize)| (a + x, c.saturating_add(y));
+            let (wanted, room) = self.pools.borrow().values().map(|p| p.capacity()).fold((0, 0), sum);
+            if (wanted + 1) as f64 * ratio <= room as f64 || self.ahead.borrow().len() >= self.cluster.host_count() {
+                return;
+            }
+            let Some(host) = self.balance(&LbContext::default(), None) else { return };
+            self.ahead.borrow_mut().push_back(host.clone());
+            let Ok(pool) = self.pool(&host, &key(&host)) else { return };
+            if !pool.anticipate(ratio) {
+                return;
+            }
+        }
     }
     /// A pick by the policy. `at`: in this priority, whatever the loads are.
     fn balance(&self, cx: &LbContext<'_>, at: Option<(usize, Availability)>) -> Option<Arc<Host>> {

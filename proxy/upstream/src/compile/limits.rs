@@ -3,12 +3,13 @@
 use super::{duration, ignore, positive, refuse};
 use crate::breaker::{CircuitBreakers, RetryBudget, Thresholds};
 use crate::outlier::OutlierSpec;
+use crate::spec::Preconnect;
 use nuncio_core::diag::{At, Report};
 use nuncio_core::registry::Runtime;
 use nuncio_proto::envoy::config::cluster::v3 as pb;
 use std::time::Duration;
 
-/// The circuit breakers of cluster `name`; runtime keys `circuit_breakers.<name>.<priority>.*` win, as they are when compiled.
+/// The circuit breakers of cluster `name`; runtime keys `circuit_breakers.<name>.<priority>.*` win.
 pub(crate) fn breakers(
     proto: Option<&pb::CircuitBreakers>,
     name: &str,
@@ -129,4 +130,22 @@ pub(crate) fn outlier(o: &pb::OutlierDetection, at: &At<'_>, report: &mut Report
     refuse(report, at, &[(o.detect_degraded_hosts == Some(true), "detect_degraded_hosts")]);
     ignore(report, at, &[(!o.monitors.is_empty(), "monitors", "monitors by extension are not run")]);
     OutlierSpec { max_ejection_time: max, ..spec }
+}
+
+/// `preconnect_policy`; ratios outside of 1 to 3 are errors, as in Envoy.
+pub(super) fn preconnect(proto: Option<&pb::cluster::PreconnectPolicy>, at: &At<'_>, report: &mut Report) -> Preconnect {
+    let mut ratio = |value: Option<f64>, field: &str| match value {
+        None => 1.0,
+        Some(ratio) if (1.0..=3.0).contains(&ratio) => ratio,
+        Some(other) => {
+            report.error(&at.field(field), other.to_string(), "1 to 3");
+            1.0
+        }
+    };
+    let none = pb::cluster::PreconnectPolicy::default();
+    let proto = proto.unwrap_or(&none);
+    Preconnect {
+        per_upstream: ratio(proto.per_upstream_preconnect_ratio, "per_upstream_preconnect_ratio"),
+        predictive: ratio(proto.predictive_preconnect_ratio, "predictive_preconnect_ratio"),
+    }
 }

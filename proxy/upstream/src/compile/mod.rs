@@ -143,6 +143,7 @@ pub(crate) fn spec(proto: &pb::Cluster, at: &At<'_>, cx: &mut ClusterCx<'_>) -> 
         ignore_health_on_removal: proto.ignore_health_on_host_removal,
         close_on_health_failure: proto.close_connections_on_host_health_failure,
         pool_per_downstream: proto.connection_pool_per_downstream_connection,
+        preconnect: limits::preconnect(proto.preconnect_policy.as_ref(), &at.field("preconnect_policy"), cx.report),
         wait_for_warm: proto.wait_for_warm_on_init.unwrap_or(true),
     })
 }
@@ -164,7 +165,6 @@ fn account(proto: &pb::Cluster, at: &At<'_>, report: &mut Report) {
         report,
         at,
         &[
-            (proto.preconnect_policy.is_some(), "preconnect_policy", "connections are made when they are needed"),
             (proto.lrs_server.is_some(), "lrs_server", "load reports are not sent"),
             (!proto.lrs_report_endpoint_metrics.is_empty(), "lrs_report_endpoint_metrics", "load reports are not sent"),
             (proto.track_timeout_budgets, "track_timeout_budgets", "timeout budget histograms are not kept"),

@@ -3,6 +3,8 @@
 //! `logical_dns_cluster.cc`, `envoy/extensions/clusters/dns/v3/dns_cluster.proto`.
 
 mod service;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use service::{Answer, DnsService};
 

@@ -79,6 +79,13 @@ impl ForwardHosts {
         self.hosts.store(Arc::new(after));
         true
     }
+    /// The sub cluster whose host this is.
+    pub(crate) fn owner(&self, spec: &ForwardSpec, host: &Host) -> Option<Arc<Cluster>> {
+        match (spec, host.address.socket()) {
+            (ForwardSpec::Sub(_), Some(address)) => self.subs.get(&name::key(&host.hostname, address.port())),
+            _ => None,
+        }
+    }
     fn get(&self, key: &str) -> Option<Arc<Host>> {
         let hosts = self.hosts.load();
         let (host, entry) = hosts.get(key)?;

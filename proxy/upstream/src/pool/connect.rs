@@ -34,15 +34,15 @@ pub(crate) struct Connected {
     pub alpn_h2: bool,
 }
 
-/// Connects to `host` as `key` says. The connection counts as opened from the start; failures are counted here.
+/// Connects to `host` as `key` says. `opened` counts the connection from the start; failures are counted here.
 pub(crate) async fn connect(
     cluster: &Arc<Cluster>,
     host: &Arc<Host>,
     key: &Key,
     http: bool,
     downstream: Option<&Rc<ConnectionInfo>>,
+    opened: Opened,
 ) -> Result<Connected, StreamError> {
-    let opened = Opened::new(cluster, host, key.priority);
     let began = Instant::now();
     let made = tokio::time::timeout(cluster.spec.connect_timeout, handshake(cluster, host, key, http)).await;
     let (io, mut info) = match made {

@@ -11,9 +11,9 @@ pub(crate) mod key;
 
 use crate::breaker::Kind;
 use crate::cluster::Cluster;
-use crate::host::{HealthFlags, Host};
+use crate::host::{Health, HealthFlags, Host};
 use connect::Connected;
-use io::{Meta, PoolIo};
+use io::{Meta, Opened, PoolIo};
 use key::{Key, Speaks};
 use nuncio_core::StreamError;
 use nuncio_core::info::UpstreamInfo;
@@ -227,31 +227,22 @@ impl Pool {
     }
     /// Begins as many connections as waiters need and circuit breakers allow. Fails if nothing could ever serve the waiters.
     fn connect_more(self: &Rc<Self>) -> Result<(), StreamError> {
+        let ratio = self.cluster.spec.preconnect.per_upstream;
         loop {
-            let connections = {
+            let (connections, needed) = {
                 let inner = self.inner.borrow();
                 // Connections that are on their way serve this many.
-                let coming = match self.speaks(&inner) {
-                    Speaks::H1 => inner.connecting,
-                    Speaks::H2 => {
-                        let ours = self.http().h2.max_concurrent_streams as usize;
-                        inner.connecting.saturating_mul(inner.allowed.map_or(ours, |theirs| theirs.min(ours)).max(1))
-                    }
-                    // Until a handshake has told, one connection must do: it may serve all.
-                    Speaks::Auto => {
-                        if inner.connecting > 0 {
-                            usize::MAX
-                        } else {
-                            0
-                        }
-                    }
-                };
-                if inner.waiters.len() <= coming {
+                let coming = self.coming(&inner);
+                let needed = inner.waiters.len() > coming;
+                if !needed && !self.wants_more(&inner, coming, ratio, false) {
                     return Ok(());
                 }
-                inner.connecting + inner.busy + inner.idle.len() + inner.h2.len()
+                (inner.connecting + inner.busy + inner.idle.len() + inner.h2.len(), needed)
             };
             if !self.may_connect() {
+                if !needed {
+                    return Ok(());
+                }
                 self.cluster.stats().traffic.upstream_cx_overflow.inc();
                 // Other pools hold all connections: this one gets its first all the same, or its waiters would wait for ever.
                 if connections > 0 {
@@ -261,9 +252,74 @@ impl Pool {
                     return Err(StreamError::Overflow);
                 }
             }
-            self.inner.borrow_mut().connecting += 1;
-            tokio::task::spawn_local(connecting(self.clone()));
+            self.begin();
         }
+    }
+    /// Streams that the connections on their way serve.
+    fn coming(&self, inner: &Inner) -> usize {
+        match self.speaks(inner) {
+            Speaks::H1 => inner.connecting,
+            Speaks::H2 => {
+                let ours = self.http().h2.max_concurrent_streams as usize;
+                inner.connecting.saturating_mul(inner.allowed.map_or(ours, |theirs| theirs.min(ours)).max(1))
+            }
+            // Until a handshake has told, one connection must do: it may serve all.
+            Speaks::Auto => {
+                if inner.connecting > 0 {
+                    usize::MAX
+                } else {
+                    0
+                }
+            }
+        }
+    }
+    /// Whether `preconnect_policy` wants one more connection than streams need; `next` counts a stream that is to come.
+    /// Source: Envoy's `ConnPoolImplBase::shouldCreateNewConnection`.
+    fn wants_more(&self, inner: &Inner, coming: usize, ratio: f64, next: bool) -> bool {
+        if ratio <= 1.0 || self.host.borrow().health() != Health::Healthy {
+            return false;
+        }
+        let (active, free) = Self::load(inner);
+        let wanted = (inner.waiters.len() + active + usize::from(next)) as f64 * ratio;
+        wanted > coming.saturating_add(free).saturating_add(active) as f64
+    }
+    /// Streams that run, and streams that connections have room for.
+    fn load(inner: &Inner) -> (usize, usize) {
+        let room = |conn: &Rc<H2Conn>| conn.client.max_streams().saturating_sub(conn.leases.get());
+        let running: usize = inner.h2.iter().map(|c| c.leases.get()).sum();
+        (inner.busy + running, inner.idle.len().saturating_add(inner.h2.iter().map(room).fold(0, usize::saturating_add)))
+    }
+    /// Waiting and running streams, and room for more: what predictive preconnecting sums up.
+    pub(crate) fn capacity(&self) -> (usize, usize) {
+        let inner = self.inner.borrow();
+        let (active, free) = Self::load(&inner);
+        (inner.waiters.len() + active, active.saturating_add(free).saturating_add(self.coming(&inner)))
+    }
+    /// A stream began: keeps the room that `per_upstream_preconnect_ratio` asks for.
+    pub(crate) fn preconnect(self: &Rc<Self>) {
+        if self.cluster.spec.preconnect.per_upstream > 1.0 {
+            // Fails only for those who wait.
+            let _ = self.connect_more();
+        }
+    }
+    /// A stream will probably come here next: one more connection if `ratio` allows it.
+    pub(crate) fn anticipate(self: &Rc<Self>, ratio: f64) -> bool {
+        let wanted = {
+            let inner = self.inner.borrow();
+            self.wants_more(&inner, self.coming(&inner), ratio, true)
+        };
+        if !wanted || !self.may_connect() {
+            return false;
+        }
+        self.begin();
+        true
+    }
+    /// Begins a connection. It counts from now on, so that those who ask next see it.
+    fn begin(self: &Rc<Self>) {
+        self.inner.borrow_mut().connecting += 1;
+        let host = self.host.borrow().clone();
+        let opened = Opened::new(&self.cluster, &host, self.key.priority);
+        tokio::task::spawn_local(connecting(self.clone(), host, opened));
     }
     fn speaks(&self, inner: &Inner) -> Speaks {
         match self.key.speaks {
@@ -463,10 +519,9 @@ pub(crate) fn per_host_full(cluster: &Cluster, host: &Host, key: &Key) -> bool {
 }
 
 /// Makes one connection for whoever waits first when it is up.
-async fn connecting(pool: Rc<Pool>) {
-    let host = pool.host.borrow().clone();
+async fn connecting(pool: Rc<Pool>, host: Arc<Host>, opened: Opened) {
     // The future is large; it lives only while connecting.
-    let made = Box::pin(connect::connect(&pool.cluster, &host, &pool.key, true, None)).await;
+    let made = Box::pin(connect::connect(&pool.cluster, &host, &pool.key, true, None, opened)).await;
     let result = match made {
         Ok(made) => pool.connected(made).await,
         Err(error) => Err(error),
