@@ -233,8 +233,12 @@ impl WorkerLb {
         let locality = match &lb.locality {
             LocalityMode::Ignore => None,
             LocalityMode::Weighted => self.weighted_locality(priority, availability),
-            LocalityMode::ZoneAware(_) => match (&view.zone, priority, availability) {
-                (Some(routing), 0, Availability::Healthy) if set.localities.len() > 1 && lb.live.samples() => Some(routing.choose(stats)),
+            LocalityMode::ZoneAware(_) => match &view.zone {
+                Some(routing) if priority == 0 && set.localities.len() > 1 && lb.live.samples() => match routing.local_panic(stats) {
+                    true if lb.locality.fails_on_panic() => return None,
+                    true => None,
+                    false => Some(routing.choose(stats)),
+                },
                 _ => None,
             },
         };

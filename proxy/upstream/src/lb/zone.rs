@@ -9,7 +9,14 @@ use crate::view::{LocalityView, SetView, View};
 
 /// How requests of priority 0 spread over localities.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum ZoneRouting {
+pub(crate) struct ZoneRouting {
+    spread: Spread,
+    /// The proxies' own cluster panics: its zones say nothing about where load comes from.
+    local_panic: bool,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Spread {
     /// All to the local locality.
     Direct,
     /// This share (of 10,000) to the local locality, the rest by what the others have left.
@@ -26,11 +33,11 @@ impl ZoneRouting {
         };
         count(|s| s.lb_recalculate_zone_structures.inc());
         let mine = local.sets.first()?;
-        let occupied = |l: &[LocalityView]| l.iter().filter(|l| !l.healthy.hosts.is_empty()).count();
-        if set.localities.len() < 2 || occupied(&mine.localities) == 0 {
+        let least_here = zone.force_local_min.map(|min| min as usize).or(zone.force_direct.then_some(1));
+        if set.localities.len() < 2 || (least_here.is_none() && mine.localities.len() < 2) {
             return None;
         }
-        if !mine.has_local || mine.localities.first().is_none_or(|l| l.healthy.hosts.is_empty()) {
+        if !mine.has_local || mine.localities.first().is_none_or(|l| l.all == 0) {
             count(|s| s.lb_local_cluster_not_ok.inc());
             return None;
         }
@@ -38,14 +45,11 @@ impl ZoneRouting {
             count(|s| s.lb_zone_cluster_too_small.inc());
             return None;
         }
-        if priority::panics(&mine.health, live.panic_threshold()) {
-            // Half of the fleet is down: its zones say nothing about where load comes from.
-            count(|s| s.lb_local_cluster_not_ok.inc());
-            return None;
-        }
+        let local_panic = priority::panics(&mine.health, live.panic_threshold());
+        let done = |spread| Some(Self { spread, local_panic });
         let first_hosts = set.localities.first().map_or(0, |l| l.healthy.hosts.len());
-        if set.has_local && first_hosts > 0 && (zone.force_direct || zone.force_local_min.is_some_and(|min| first_hosts >= min as usize)) {
-            return Some(Self::Direct);
+        if set.has_local && least_here.is_some_and(|min| first_hosts >= min) {
+            return done(Spread::Direct);
         }
         let size = |l: &LocalityView| match zone.by_weight {
             true => l.healthy.hosts.iter().map(|h| u64::from(h.weight())).sum(),
@@ -64,7 +68,7 @@ impl ZoneRouting {
             .collect();
         let (first_local, first_upstream) = percentages.first().copied()?;
         if set.has_local && first_upstream > 0 && first_upstream >= first_local {
-            return Some(Self::Direct);
+            return done(Spread::Direct);
         }
         let local_share = if set.has_local && first_local > 0 { first_upstream * 10_000 / first_local } else { 0 };
         let mut sum = 0;
@@ -78,16 +82,23 @@ impl ZoneRouting {
                 sum
             })
             .collect();
-        Some(Self::Residual { local: local_share, capacity })
+        done(Spread::Residual { local: local_share, capacity })
+    }
+    /// Whether the proxies' own cluster says too little to route by; counted for each pick.
+    pub(crate) fn local_panic(&self, stats: &LbStats) -> bool {
+        if self.local_panic {
+            stats.lb_local_cluster_not_ok.inc();
+        }
+        self.local_panic
     }
     /// The locality of one pick.
     pub(crate) fn choose(&self, stats: &LbStats) -> usize {
-        match self {
-            Self::Direct => {
+        match &self.spread {
+            Spread::Direct => {
                 stats.lb_zone_routing_all_directly.inc();
                 0
             }
-            Self::Residual { local, capacity } => {
+            Spread::Residual { local, capacity } => {
                 if fastrand::u64(0..10_000) < *local {
                     stats.lb_zone_routing_sampled.inc();
                     return 0;
