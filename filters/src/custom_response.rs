@@ -6,7 +6,8 @@ use bytes::Bytes;
 use nuncio_core::diag::{At, Report};
 use nuncio_core::filter::{FilterAction, FilterCx, HttpFilter, Needs};
 use nuncio_core::registry::{FactoryCx, HttpFilterFactory};
-use nuncio_core::{Headers, LocalReply};
+use nuncio_core::views::PerFilterConfig;
+use nuncio_core::{Body, Headers, LocalReply};
 use nuncio_format::{FormatContext, Formatter};
 use nuncio_matcher::{MatchData, MatchTree};
 use nuncio_proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
@@ -16,6 +17,7 @@ use nuncio_proto::xds::core::v3::TypedExtensionConfig;
 use nuncio_proto::{Name, typed};
 use nuncio_route::HeaderParser;
 use prost::Message;
+use smallvec::SmallVec;
 use std::any::Any;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -57,7 +59,7 @@ impl Policies {
 
 #[derive(Debug)]
 struct Policy {
-    body: Bytes,
+    body: Option<Bytes>,
     format: Option<Formatter>,
     status: Option<u16>,
     headers: HeaderParser,
@@ -93,8 +95,8 @@ impl Policy {
             }
         };
         let body = match &policy.body {
-            Some(source) => read(source, &at.field("body"), report)?,
-            None => Bytes::new(),
+            Some(source) => Some(read(source, &at.field("body"), report)?),
+            None => None,
         };
         let format = match &policy.body_format {
             Some(format) => Some(Formatter::compile(format, &at.field("body_format"), report)?),
@@ -146,22 +148,34 @@ impl HttpFilter for Filter {
         FilterAction::Continue
     }
     fn on_response(&self, cx: FilterCx<'_>) {
-        let route = cx.route_config::<Policies>();
-        let Some(tree) = &route.as_deref().unwrap_or(&self.0).0 else { return };
+        // The most specific configuration that has an answer, the listener's last.
+        let mut routes: SmallVec<[Arc<Policies>; 3]> = SmallVec::new();
+        if let Some(route) = &cx.ex.route {
+            route.filter_configs(cx.name, &mut |config| {
+                if let PerFilterConfig::Config(any) = config {
+                    routes.extend(any.clone().downcast::<Policies>());
+                }
+            });
+        }
         let ex = cx.ex;
         let Some(response) = &ex.response else { return };
         let connection = Some(&*ex.info.connection);
         let data =
             MatchData { request: Some(&ex.request), response: Some(response), info: Some(&ex.info), connection, ..MatchData::default() };
-        let Some(policy) = tree.find(&data) else { return };
+        let all = routes.iter().rev().map(AsRef::as_ref).chain([&self.0]);
+        let Some(policy) = all.filter_map(|p| p.0.as_ref()).find_map(|tree| tree.find(&data)) else { return };
         let body = match &policy.format {
-            None => policy.body.clone(),
+            None => policy.body.clone().unwrap_or_default(),
             Some(format) => {
-                let mut text = String::new();
-                let context = FormatContext {
-                    local_reply_body: std::str::from_utf8(&policy.body).unwrap_or_default(),
-                    ..FormatContext::exchange(ex)
+                let body = match (&policy.body, &ex.response_body) {
+                    (Some(body), _) => body.as_ref(),
+                    // The proxy's own answer, which is there as a whole.
+                    (None, Body::Full(body)) => body.as_ref(),
+                    (None, _) => b"",
                 };
+                let mut text = String::new();
+                let context =
+                    FormatContext { local_reply_body: std::str::from_utf8(body).unwrap_or_default(), ..FormatContext::exchange(ex) };
                 format.format(&context, &mut text);
                 text.into()
             }
@@ -184,7 +198,7 @@ mod tests {
     use super::*;
     use http::{HeaderName, Method, StatusCode};
     use nuncio_core::test_kit::{self as kit, FakeRoute};
-    use nuncio_core::{Body, Exchange, RequestHead, ResponseHead};
+    use nuncio_core::{Exchange, RequestHead, ResponseHead};
     use nuncio_proto::json::{UnknownFields, parse_text};
 
     fn config(status: &str, policy: &str) -> CustomResponse {
@@ -222,7 +236,8 @@ mod tests {
         let route = kit::compile_route(&Factory, &config("404", &own), &server).unwrap();
         let reply = run(&*filter, 404, Some(route.clone())).replacement.unwrap();
         assert_eq!((reply.status, reply.body.as_ref(), reply.details.as_ref()), (404, b"of the route".as_slice(), "mine"));
-        assert!(run(&*filter, 503, Some(route)).replacement.is_none());
+        assert_eq!(run(&*filter, 503, Some(route.clone())).replacement.unwrap().status, 418);
+        assert!(run(&*filter, 500, Some(route)).replacement.is_none());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use nuncio_core::diag::{At, Report};
 use nuncio_core::filter::{FilterAction, FilterCx, HttpFilter, Needs};
 use nuncio_core::registry::{FactoryCx, HttpFilterFactory};
 use nuncio_core::views::PerFilterConfig;
-use nuncio_core::{Exchange, Headers};
+use nuncio_core::{Body, BodySource, Exchange, Frame, Headers, StreamError};
 use nuncio_format::{FormatContext, Formatter};
 use nuncio_proto::envoy::config::core::v3::KeyValueMutation;
 use nuncio_proto::envoy::config::core::v3::key_value_append::KeyValueAppendAction as Append;
@@ -17,6 +17,7 @@ use smallvec::SmallVec;
 use std::any::Any;
 use std::fmt::Write;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 /// Factory of `envoy.extensions.filters.http.header_mutation.v3.HeaderMutation`, per route `HeaderMutationPerRoute`.
 #[derive(Debug)]
@@ -53,6 +54,7 @@ struct Filter {
 struct Mutations {
     request: HeaderMutations,
     query: Vec<QueryMutation>,
+    request_trailers: HeaderMutations,
     response: HeaderMutations,
     trailers: HeaderMutations,
 }
@@ -66,13 +68,11 @@ enum QueryMutation {
 impl Mutations {
     fn compile(p: &proto::Mutations, at: &At<'_>, report: &mut Report) -> Option<Self> {
         let errors = report.errors();
-        if !p.request_trailers_mutations.is_empty() {
-            report.unsupported(&at.field("request_trailers_mutations"), "changing request trailers");
-        }
         for (i, formatter) in p.formatters.iter().enumerate() {
             report.unsupported(&at.field("formatters").index(i), format_args!("formatter extension {}", formatter.name));
         }
         let request = HeaderMutations::compile(&p.request_mutations, &at.field("request_mutations"), report);
+        let request_trailers = HeaderMutations::compile(&p.request_trailers_mutations, &at.field("request_trailers_mutations"), report);
         let response = HeaderMutations::compile(&p.response_mutations, &at.field("response_mutations"), report);
         let trailers = HeaderMutations::compile(&p.response_trailers_mutations, &at.field("response_trailers_mutations"), report);
         let parameters = at.field("query_parameter_mutations");
@@ -81,7 +81,7 @@ impl Mutations {
         if report.errors() != errors {
             return None;
         }
-        Some(Self { request: request?, query, response: response?, trailers: trailers? })
+        Some(Self { request: request?, query, request_trailers: request_trailers?, response: response?, trailers: trailers? })
     }
     fn request(&self, ex: &mut Exchange) {
         if !self.request.is_empty() {
@@ -222,12 +222,50 @@ impl Filter {
     }
 }
 
+/// A request's body whose trailers, if it has some, are changed.
+struct WithTrailers {
+    inner: Body,
+    mutations: SmallVec<[HeaderMutations; 1]>,
+}
+
+impl BodySource for WithTrailers {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
+        let mut frame = std::task::ready!(self.inner.poll_frame(cx));
+        if let Some(Ok(Frame::Trailers(trailers))) = &mut frame {
+            self.mutations.iter().for_each(|m| m.apply_resolved(trailers));
+        }
+        Poll::Ready(frame)
+    }
+    fn remaining(&self) -> Option<u64> {
+        self.inner.remaining()
+    }
+    fn is_end(&self) -> bool {
+        self.inner.is_end()
+    }
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        self.inner.poll_stalled(cx)
+    }
+    fn on_sent(&mut self) {
+        self.inner.on_sent();
+    }
+}
+
 impl HttpFilter for Filter {
     fn needs(&self) -> Needs {
         Needs::REQUEST_HEADERS.and(Needs::RESPONSE_HEADERS).and(Needs::RESPONSE_TRAILERS)
     }
     fn on_request<'a>(&'a self, mut cx: FilterCx<'a>) -> FilterAction<'a> {
-        self.each(&mut cx, |mutations, ex| mutations.request(ex));
+        let mut trailers: SmallVec<[HeaderMutations; 1]> = SmallVec::new();
+        self.each(&mut cx, |mutations, ex| {
+            mutations.request(ex);
+            if !mutations.request_trailers.is_empty() && !ex.request_body.is_end() {
+                trailers.push(mutations.request_trailers.resolved(&FormatContext::exchange(ex)));
+            }
+        });
+        if !trailers.is_empty() {
+            let inner = std::mem::take(&mut cx.ex.request_body);
+            cx.ex.request_body = Body::Stream(Box::new(WithTrailers { inner, mutations: trailers }));
+        }
         FilterAction::Continue
     }
     fn on_response(&self, mut cx: FilterCx<'_>) {
@@ -251,7 +289,7 @@ mod tests {
     use super::*;
     use http::{HeaderName, Method, StatusCode};
     use nuncio_core::test_kit::{self as kit, FakeRoute};
-    use nuncio_core::{Body, RequestHead, ResponseHead};
+    use nuncio_core::{RequestHead, ResponseHead};
     use nuncio_proto::envoy::config::common::mutation_rules::v3::{HeaderMutation, header_mutation::Action};
     use nuncio_proto::envoy::config::core::v3::header_value_option::HeaderAppendAction;
     use nuncio_proto::envoy::config::core::v3::{HeaderValue, HeaderValueOption, KeyValueAppend, KeyValuePair};
@@ -329,13 +367,29 @@ mod tests {
 
     #[test]
     fn refused() {
-        let mutations = proto::Mutations {
-            request_trailers_mutations: vec![set("a", "b")],
-            query_parameter_mutations: vec![Default::default()],
-            ..Default::default()
-        };
+        let mutations = proto::Mutations { query_parameter_mutations: vec![Default::default()], ..Default::default() };
         let config = proto::HeaderMutation { mutations: Some(mutations), ..Default::default() };
         let error = kit::compile(&Factory, &config, &kit::server(Default::default())).unwrap_err();
-        assert!(error.contains("request_trailers_mutations") && error.contains("query_parameter_mutations[0]"), "{error}");
+        assert!(error.contains("query_parameter_mutations[0]"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn request_trailers() {
+        let mutations =
+            proto::Mutations { request_trailers_mutations: vec![set("x-a", "%REQ(:PATH)%"), set("x-b", "b")], ..Default::default() };
+        let config = proto::HeaderMutation { mutations: Some(mutations), ..Default::default() };
+        let filter = kit::compile(&Factory, &config, &kit::server(Default::default())).unwrap();
+        for trailers in [true, false] {
+            let mut ex = kit::exchange(RequestHead::new(Method::POST, "host", "/p"));
+            let sent = || [(HeaderName::from_static("x-b"), http::HeaderValue::from_static("mine"))].into_iter().collect::<Headers>();
+            let data = Frame::Data(bytes::Bytes::from_static(b"body"));
+            ex.request_body = kit::body([data].into_iter().chain(trailers.then(|| Frame::Trailers(Box::new(sent())))));
+            assert!(kit::request(&*filter, "m", &mut ex).await.is_none());
+            let (data, found) = kit::collect(&mut ex.request_body).await.unwrap();
+            assert_eq!(data, "body");
+            let value = |name| found.as_ref().and_then(|t| t.get_str(&HeaderName::from_static(name)).map(str::to_string));
+            let expected = |text: &str| trailers.then(|| text.to_string());
+            assert_eq!((value("x-a"), value("x-b")), (expected("/p"), expected("b")));
+        }
     }
 }

@@ -7,9 +7,11 @@ use nuncio_core::diag::At;
 use nuncio_core::filter::{FilterAction, FilterCx, HttpFilter, Needs};
 use nuncio_core::registry::{FactoryCx, HttpFilterFactory, Server};
 use nuncio_core::stats::Counter;
+use nuncio_core::views::ClusterSlot;
 use nuncio_core::{LocalReply, ResponseFlags};
 use nuncio_matcher::HeaderMatcher;
 use nuncio_proto::envoy::extensions::filters::http::health_check::v3::HealthCheck;
+use nuncio_upstream::{Cluster, Health};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -17,6 +19,11 @@ use tokio::time::Instant;
 const CHECKED_CLUSTER: HeaderName = HeaderName::from_static("x-envoy-upstream-healthchecked-cluster");
 const IMMEDIATE_FAIL: HeaderName = HeaderName::from_static("x-envoy-immediate-health-check-fail");
 const DEGRADED: HeaderName = HeaderName::from_static("x-envoy-degraded");
+
+/// Why the health of clusters fails a check.
+const NOT_FOUND: &str = "health_check_failed_no_cluster_found";
+const EMPTY: &str = "health_check_failed_cluster_empty";
+const UNHEALTHY: &str = "health_check_failed_cluster_unhealthy";
 
 /// Factory of `envoy.extensions.filters.http.health_check.v3.HealthCheck`.
 #[derive(Debug)]
@@ -44,9 +51,19 @@ impl HttpFilterFactory for Factory {
             cx.report.error(&cache_at, "a value without pass_through_mode", "remove it: there is no answer to remember");
             return None;
         }
-        if !config.cluster_min_healthy_percentages.is_empty() {
-            cx.report.unsupported(&at.field("cluster_min_healthy_percentages"), "health by the health of clusters");
+        if !config.cluster_min_healthy_percentages.is_empty() && pass_through {
+            let at = at.field("cluster_min_healthy_percentages");
+            cx.report.error(&at, "clusters beside pass_through_mode", "remove them: the upstream answers");
             return None;
+        }
+        let mut clusters = Vec::with_capacity(config.cluster_min_healthy_percentages.len());
+        for (name, percent) in &config.cluster_min_healthy_percentages {
+            if !(0.0..=100.0).contains(&percent.value) {
+                let at = at.field("cluster_min_healthy_percentages");
+                cx.report.error(&at.key(name), percent.value.to_string(), "give a percentage from 0 to 100");
+                return None;
+            }
+            clusters.push((cx.server.clusters.slot(name), percent.value));
         }
         let cluster = HeaderValue::from_str(&cx.server.node.cluster).unwrap_or(HeaderValue::from_static(""));
         let scope = cx.scope.scope("health_check.");
@@ -54,6 +71,7 @@ impl HttpFilterFactory for Factory {
             pass_through,
             headers: HeaderMatcher::compile_list(&config.headers, &at.field("headers"), cx.report)?,
             cache_time,
+            clusters: clusters.into(),
             cached: Mutex::default(),
             cluster,
             server: cx.server.clone(),
@@ -62,6 +80,9 @@ impl HttpFilterFactory for Factory {
             failed: scope.counter("failed"),
             from_cache: scope.counter("cached_response"),
             degraded: scope.counter("degraded"),
+            not_found: scope.counter("failed_cluster_not_found"),
+            empty: scope.counter("failed_cluster_empty"),
+            unhealthy: scope.counter("failed_cluster_unhealthy"),
         }))
     }
 }
@@ -71,6 +92,8 @@ struct Filter {
     pass_through: bool,
     headers: Box<[HeaderMatcher]>,
     cache_time: Option<Duration>,
+    /// Clusters of which so many percent of the hosts must be available.
+    clusters: Box<[(Arc<ClusterSlot>, f64)]>,
     /// The last answer and when it came. Locked by health checks only.
     cached: Mutex<Option<Answer>>,
     cluster: HeaderValue,
@@ -80,6 +103,9 @@ struct Filter {
     failed: Counter,
     from_cache: Counter,
     degraded: Counter,
+    not_found: Counter,
+    empty: Counter,
+    unhealthy: Counter,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +113,19 @@ struct Answer {
     at: Instant,
     status: u16,
     degraded: bool,
+}
+
+/// Why fewer than `percent` of the hosts of a cluster are available; none if enough are.
+fn unavailable(slot: &ClusterSlot, percent: f64) -> Option<&'static str> {
+    let Some(cluster) = slot.get() else { return Some(NOT_FOUND) };
+    let hosts = cluster.as_any().downcast_ref::<Cluster>().map(Cluster::hosts).unwrap_or_default();
+    if hosts.is_empty() {
+        // Envoy counts whole percents here.
+        return (percent >= 1.0).then_some(EMPTY);
+    }
+    let available = hosts.iter().filter(|h| h.state().health() != Health::Unhealthy).count();
+    let too_few = (100 * available) as f64 + 1e-6 < hosts.len() as f64 * percent.trunc();
+    too_few.then_some(UNHEALTHY)
 }
 
 /// State: this request is a health check; whether this filter answered it.
@@ -107,6 +146,19 @@ impl HttpFilter for Filter {
         cx.ex.info.sampled = false;
         let answer = if self.server.runtime.health_failed() {
             Some((503, false, "health_check_failed"))
+        } else if !self.pass_through && !self.clusters.is_empty() {
+            Some(match self.clusters.iter().find_map(|(slot, percent)| unavailable(slot, *percent)) {
+                None => (200, false, "health_check_ok_cluster_healthy"),
+                Some(why) => {
+                    let counter = match why {
+                        NOT_FOUND => &self.not_found,
+                        EMPTY => &self.empty,
+                        _ => &self.unhealthy,
+                    };
+                    counter.inc();
+                    (503, false, why)
+                }
+            })
         } else if !self.pass_through {
             Some((200, false, "health_check_ok"))
         } else {
@@ -220,7 +272,20 @@ mod tests {
         let error = |c: &HealthCheck| kit::compile(&Factory, c, &server).unwrap_err();
         assert!(error(&config(false, 5)).contains("cache_time"));
         assert!(error(&HealthCheck { pass_through_mode: None, ..config(true, 0) }).contains("pass_through_mode"));
-        let clusters = HealthCheck { cluster_min_healthy_percentages: [("c".to_string(), Default::default())].into(), ..config(false, 0) };
-        assert!(error(&clusters).contains("cluster_min_healthy_percentages"));
+        let clusters = |percent| [("c".to_string(), nuncio_proto::envoy::r#type::v3::Percent { value: percent })].into();
+        let beside = HealthCheck { cluster_min_healthy_percentages: clusters(1.0), ..config(true, 0) };
+        assert!(error(&beside).contains("pass_through_mode"));
+        let wrong = HealthCheck { cluster_min_healthy_percentages: clusters(101.0), ..config(false, 0) };
+        assert!(error(&wrong).contains("cluster_min_healthy_percentages[\"c\"]: 101"));
+    }
+
+    #[tokio::test]
+    async fn clusters_that_are_not_there_are_not_healthy() {
+        let server = kit::server(Default::default());
+        let clusters = [("c".to_string(), nuncio_proto::envoy::r#type::v3::Percent { value: 1.0 })].into();
+        let config = HealthCheck { cluster_min_healthy_percentages: clusters, ..config(false, 0) };
+        let filter = kit::compile(&Factory, &config, &server).unwrap();
+        let reply = kit::request(&*filter, "h", &mut exchange("/healthz")).await.unwrap();
+        assert_eq!((reply.status, reply.details.as_ref()), (503, "health_check_failed_no_cluster_found"));
     }
 }

@@ -71,7 +71,7 @@ impl HeaderParser {
     pub fn apply_request(&self, request: &mut RequestHead, info: &StreamInfo, route: Option<&dyn RouteView>) {
         self.remove_from(&mut request.headers);
         if !self.add.is_empty() {
-            let pending = self.evaluate(&request.headers, || FormatContext { route, ..FormatContext::request(info, request) });
+            let pending = self.evaluate(&request.headers, || Some(FormatContext { route, ..FormatContext::request(info, request) }));
             write(pending, &mut request.headers);
         }
     }
@@ -85,7 +85,7 @@ impl HeaderParser {
     ) {
         self.remove_from(&mut response.headers);
         if !self.add.is_empty() {
-            let cx = || FormatContext { route, request, response: Some(response), ..FormatContext::new(info) };
+            let cx = || Some(FormatContext { route, request, response: Some(response), ..FormatContext::new(info) });
             let pending = self.evaluate(&response.headers, cx);
             write(pending, &mut response.headers);
         }
@@ -94,16 +94,40 @@ impl HeaderParser {
     pub fn apply(&self, headers: &mut Headers, cx: &FormatContext<'_>) {
         self.remove_from(headers);
         if !self.add.is_empty() {
-            let pending = self.evaluate(headers, || *cx);
+            let pending = self.evaluate(headers, || Some(*cx));
             write(pending, headers);
         }
+    }
+    /// The same with values computed now, for headers that come when `cx` is out of reach: [`Self::apply_resolved`].
+    pub(crate) fn resolved(&self, cx: &FormatContext<'_>) -> Self {
+        let mut buffer = Vec::new();
+        let add = self.add.iter().filter_map(|addition| {
+            let value = match &addition.value {
+                Value::Static(value) => value.clone(),
+                Value::Format(format) => {
+                    buffer.clear();
+                    format.write(cx, &mut buffer);
+                    HeaderValue::from_bytes(&buffer).ok()?
+                }
+            };
+            let (name, action, keep_empty) = (addition.name.clone(), addition.action, addition.keep_empty);
+            Some(Addition { name, value: Value::Static(value), action, keep_empty })
+        });
+        Self { add: add.collect(), remove: self.remove.clone() }
+    }
+    /// Mutates `headers` by what [`Self::resolved`] gave.
+    pub(crate) fn apply_resolved(&self, headers: &mut Headers) {
+        self.remove_from(headers);
+        let pending = self.evaluate(headers, || None);
+        write(pending, headers);
     }
     fn remove_from(&self, headers: &mut Headers) {
         for name in &self.remove {
             headers.remove(name);
         }
     }
-    fn evaluate<'a, 'c>(&'a self, headers: &Headers, cx: impl Fn() -> FormatContext<'c>) -> Pending<'a> {
+    /// Values that are formatted are left out where there is no context.
+    fn evaluate<'a, 'c>(&'a self, headers: &Headers, cx: impl Fn() -> Option<FormatContext<'c>>) -> Pending<'a> {
         let mut pending = Pending::new();
         let mut buffer = Vec::new();
         for addition in &self.add {
@@ -116,7 +140,8 @@ impl HeaderParser {
                 Value::Static(value) => value.clone(),
                 Value::Format(format) => {
                     buffer.clear();
-                    format.write(&cx(), &mut buffer);
+                    let Some(cx) = cx() else { continue };
+                    format.write(&cx, &mut buffer);
                     // A value that HTTP forbids cannot be sent; Envoy's codec would drop the stream.
                     let Ok(value) = HeaderValue::from_bytes(&buffer) else { continue };
                     value

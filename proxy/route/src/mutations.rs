@@ -83,6 +83,26 @@ impl HeaderMutations {
     }
 }
 
+impl HeaderMutations {
+    /// The same with values computed now, for headers that come when `cx` is out of reach: [`Self::apply_resolved`].
+    pub fn resolved(&self, cx: &FormatContext<'_>) -> Self {
+        let steps = self.steps.iter().map(|step| match step {
+            Step::Parser(parser) => Step::Parser(parser.resolved(cx)),
+            Step::RemoveOnMatch(matcher) => Step::RemoveOnMatch(matcher.clone()),
+        });
+        Self { steps: steps.collect() }
+    }
+    /// Mutates `headers` by what [`Self::resolved`] gave.
+    pub fn apply_resolved(&self, headers: &mut Headers) {
+        for step in &self.steps {
+            match step {
+                Step::Parser(parser) => parser.apply_resolved(headers),
+                Step::RemoveOnMatch(matcher) => remove_matching(headers, matcher),
+            }
+        }
+    }
+}
+
 fn remove_matching(headers: &mut Headers, matcher: &StringMatcher) {
     headers.retain(|name, _| !matcher.matches(name.as_str()));
 }
