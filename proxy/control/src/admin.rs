@@ -47,7 +47,7 @@ impl Backend for Admin {
             ResourceKind::Secret => Box::new(self.secrets().into_iter()),
             ResourceKind::Route => {
                 let inline = inline_routes(&control);
-                Box::new(inline.into_iter().chain(Cursor::new(control, Kind::Route).map(|(_, r)| r)))
+                Box::new(inline.into_iter().chain(Cursor::new(control, Kind::Route).map(|(control, r)| control.with_hosts_shown(r))))
             }
             ResourceKind::ScopedRoute => Box::new(control.scopes_shown().into_iter()),
             other => Box::new(Cursor::new(control, kind_of(other)).map(|(_, r)| r)),
@@ -119,7 +119,7 @@ impl Backend for Admin {
         if !waits.is_empty() && self.0.init.phase() != Phase::Live {
             all.push(UnreadyTargets { name: "init manager Server".to_string(), targets: waits, listener: false });
         }
-        for (name, targets) in self.0.listeners.borrow().waiting() {
+        for (name, targets) in self.0.listeners.borrow().waiting(|needs| self.0.undiscovered(needs)) {
             all.push(UnreadyTargets { name: format!("init manager Listener-init-manager {name}"), targets, listener: true });
         }
         all

@@ -162,7 +162,7 @@ impl Control {
                 if !self.subscriptions.settled(Kind::Listener, ALL) {
                     all.push("LDS: no answer from the control plane yet".to_string());
                 }
-                for (name, what) in self.listeners.borrow().waiting() {
+                for (name, what) in self.listeners.borrow().waiting(|needs| self.undiscovered(needs)) {
                     all.push(format!("listener '{name}' waits for {}", what.join(", ")));
                 }
             }

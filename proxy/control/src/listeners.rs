@@ -44,12 +44,13 @@ struct Warming {
 }
 
 impl Listeners {
-    /// Names of listeners that are not live yet, with what they wait for.
-    pub fn waiting(&self) -> Vec<(Arc<str>, Vec<String>)> {
+    /// Names of listeners that are not live yet, with what they wait for; `undiscovered` is [`Control::undiscovered`].
+    pub fn waiting(&self, undiscovered: impl Fn(&Needs) -> Vec<String>) -> Vec<(Arc<str>, Vec<String>)> {
         let waiting = self.all.iter().filter_map(|(name, s)| Some((name, s.warming.as_ref()?)));
         waiting
             .map(|(name, w)| {
                 let mut what: Vec<String> = w.compiled.pending().into_iter().map(|r| format!("RDS {r}")).collect();
+                what.extend(undiscovered(&w.needs));
                 if !w.compiled.secrets_ready() {
                     what.push("SDS".to_string());
                 }
@@ -204,19 +205,31 @@ impl Control {
         }
     }
 
+    /// Whether a subscription was answered or given up.
+    fn answered(&self, kind: Kind, name: &str) -> bool {
+        self.subscriptions.received(kind, name) || self.subscriptions.timed_out(kind, name)
+    }
+
+    /// Scopes and virtual hosts that a listener still waits for.
+    pub(crate) fn undiscovered(&self, needs: &Needs) -> Vec<String> {
+        let scopes = needs.scopes.iter().filter_map(|n| match &n.from {
+            ScopesFrom::Source(source) if !self.scopes_settled(source) => Some(format!("SRDS {}", n.name)),
+            ScopesFrom::Source(_) | ScopesFrom::Inline(_) => None,
+        });
+        let known = self.discovered.borrow();
+        // A table that just came is not subscribed for yet.
+        let open = |name: &str| known.has(name) && !self.answered(Kind::VirtualHost, name);
+        let hosts = needs.routes.iter().filter(|n| open(&n.name)).map(|n| format!("VHDS {}", n.name));
+        scopes.chain(hosts).collect()
+    }
+
     fn is_ready(&self, warming: &Warming) -> bool {
         // A table that is there is used, whoever asked for it first; else its subscription must have been answered or given up.
-        let done = |kind, name: &str| self.subscriptions.received(kind, name) || self.subscriptions.timed_out(kind, name);
-        let scoped = warming.needs.scopes.iter().all(|n| match &n.from {
-            ScopesFrom::Source(source) => self.scopes_settled(source),
-            ScopesFrom::Inline(_) => true,
-        });
-        let routes = warming.compiled.pending().iter().all(|name| done(Kind::Route, name));
-        let discovered = self.discovered.borrow();
-        let hosts = warming.needs.routes.iter().filter(|n| discovered.has(&n.name)).all(|n| done(Kind::VirtualHost, &n.name));
-        let filters = warming.needs.extensions.iter().filter(|n| n.waits).all(|n| done(Kind::Extension, &n.name));
+        let discovered = self.undiscovered(&warming.needs).is_empty();
+        let routes = warming.compiled.pending().iter().all(|name| self.answered(Kind::Route, name));
+        let filters = warming.needs.extensions.iter().filter(|n| n.waits).all(|n| self.answered(Kind::Extension, &n.name));
         let secrets = warming.compiled.secrets_ready() || Instant::now() >= warming.secrets_until;
-        scoped && routes && hosts && filters && secrets
+        discovered && routes && filters && secrets
     }
 
     /// Subscribes to the route tables and filters that listeners need, and to no others.

@@ -5,6 +5,7 @@ use crate::control::{Control, reason};
 use crate::needs::Need;
 use crate::source::Source;
 use crate::subscriptions::Kind;
+use nuncio_admin::Resource as Shown;
 use nuncio_core::diag::{At, Report};
 use nuncio_hcm::on_demand::{Demand, Missing};
 use nuncio_proto::Message;
@@ -76,6 +77,18 @@ impl Control {
             proto.virtual_hosts.extend(table.hosts.values().cloned());
         }
         proto
+    }
+
+    /// A route table as the dump shows it: with the virtual hosts that came by VHDS.
+    pub(crate) fn with_hosts_shown(&self, mut shown: Shown) -> Shown {
+        let discovered = self.discovered.borrow();
+        let table = discovered.tables.get(&shown.name).filter(|t| !t.hosts.is_empty());
+        if let (Some(table), Some(active)) = (table, &mut shown.active) {
+            let mut merged = table.base.clone();
+            merged.virtual_hosts.extend(table.hosts.values().cloned());
+            active.value = merged.encode_to_vec().into();
+        }
+        shown
     }
 
     fn is_delta(&self, source: &Source) -> bool {

@@ -399,7 +399,7 @@ fn scopes_choose_tables_and_what_is_missing_is_fetched_while_the_request_waits()
     assert_eq!(http(&web, "GET", "/3/").unwrap(), (200, "late".to_string()));
     plane.request("RDS of a scope", |r| r.resource_names_subscribe == ["late"]);
     let dump = proxy.get("/config_dump");
-    for text in ["dynamic_scoped_route_configs", "\"name\": \"three\"", "\"string_key\": \"3\""] {
+    for text in ["\"name\": \"found\"", "dynamic_scoped_route_configs", "\"name\": \"three\"", "\"string_key\": \"3\""] {
         assert!(dump.contains(text), "{text} in {dump}");
     }
     assert_eq!(proxy.stat("http.web.scoped_rds.scopes.all_scopes").as_deref(), Some("3"));

@@ -65,7 +65,11 @@ fn route_actions_are_refused_by_name() {
     for (action, wanted) in [
         ("{}", "route: no cluster_specifier"),
         ("{cluster: ''}", "route.cluster: an empty cluster name"),
-        ("{cluster_specifier_plugin: p}", "route.cluster_specifier_plugin: cluster specifier plugin p is not supported"),
+        ("{cluster_specifier_plugin: p}", "route.cluster_specifier_plugin: unknown cluster specifier plugin \"p\""),
+        (
+            "{inline_cluster_specifier_plugin: {extension: {name: p}}}",
+            "inline_cluster_specifier_plugin.extension.typed_config: cluster specifier plugin p",
+        ),
         ("{weighted_clusters: {clusters: []}}", "route.weighted_clusters.clusters: no clusters"),
         ("{weighted_clusters: {clusters: [{name: a, weight: 0}]}}", "add up to 0"),
         ("{weighted_clusters: {clusters: [{name: a, weight: 4294967295}, {name: b, weight: 1}]}}", "add up to 4294967296"),
@@ -106,9 +110,11 @@ fn route_actions_are_refused_by_name() {
 #[test]
 fn tables_and_virtual_hosts_are_refused_by_name() {
     for (yaml, wanted) in [
-        ("{name: t, vhds: {config_source: {ads: {}}}}", "vhds: virtual host discovery (VHDS) is not supported"),
-        ("{name: t, cluster_specifier_plugins: [{extension: {name: p}}]}", "cluster_specifier_plugins[0]: cluster specifier plugin p"),
-        ("{name: t, internal_only_headers: [x-a]}", "internal_only_headers: taking headers from clients outside is not supported"),
+        (
+            "{name: t, cluster_specifier_plugins: [{extension: {name: p}}]}",
+            "cluster_specifier_plugins[0].extension.typed_config: cluster specifier plugin p",
+        ),
+        ("{name: t, internal_only_headers: ['x a']}", "internal_only_headers[0]: \"x a\""),
         ("{name: t, virtual_hosts: [{name: v}]}", "virtual_hosts[0].domains: no domains"),
         ("{name: t, virtual_hosts: [{domains: [a]}]}", "virtual_hosts[0].name: nothing"),
         (
