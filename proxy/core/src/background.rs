@@ -7,7 +7,10 @@ use std::sync::{Mutex, PoisonError};
 /// A closure that starts the work, on the worker, inside its `LocalSet`.
 pub type Work = Box<dyn FnOnce() + Send>;
 
-static RUN: Mutex<Option<Box<dyn Fn(Work) + Send>>> = Mutex::new(None);
+/// How work gets to the worker.
+type Run = Box<dyn Fn(Work) + Send>;
+
+static RUN: Mutex<Option<Run>> = Mutex::new(None);
 
 /// Says how to get work to a worker; replaces what was said before.
 pub fn install(run: impl Fn(Work) + Send + 'static) {
