@@ -106,6 +106,8 @@ pub struct HostState {
     flags: AtomicU32,
     removed: AtomicBool,
     used: AtomicBool,
+    /// No active health check has ended yet, so that the cluster warms.
+    unchecked: AtomicBool,
     /// Milliseconds since [`epoch`] plus one at which the host became healthy (slow start); 0 for never.
     healthy_since: AtomicU64,
     pub(crate) monitor: OnceLock<Box<HostMonitor>>,
@@ -150,6 +152,7 @@ impl HostState {
             flags: AtomicU32::new(0),
             removed: AtomicBool::new(false),
             used: AtomicBool::new(true),
+            unchecked: AtomicBool::new(false),
             healthy_since: AtomicU64::new(0),
             monitor: OnceLock::new(),
             orca: OnceLock::new(),
@@ -181,6 +184,13 @@ impl HostState {
     }
     pub(crate) fn set_removed(&self, removed: bool) {
         self.removed.store(removed, Ordering::Relaxed);
+    }
+    /// Whether its first active health check is still to come.
+    pub(crate) fn is_unchecked(&self) -> bool {
+        self.unchecked.load(Ordering::Relaxed)
+    }
+    pub(crate) fn set_unchecked(&self, unchecked: bool) {
+        self.unchecked.store(unchecked, Ordering::Relaxed);
     }
     /// ORIGINAL_DST: marks the host as used since the last cleanup.
     pub(crate) fn touch(&self) {

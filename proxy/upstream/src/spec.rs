@@ -326,6 +326,8 @@ pub(crate) struct Spec {
     pub health_checks: Box<[HealthCheckSpec]>,
     /// `circuit_breakers.per_host_thresholds.max_connections`: default and high.
     pub per_host_connections: [Option<u32>; 2],
+    /// `ignore_new_hosts_until_first_hc`: new hosts do not count, not even as unhealthy, before their first check.
+    pub ignore_new_hosts: bool,
     /// `ignore_health_on_host_removal`.
     pub ignore_health_on_removal: bool,
     /// `close_connections_on_host_health_failure`.

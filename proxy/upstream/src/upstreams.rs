@@ -156,7 +156,7 @@ impl Upstreams {
                 }
             };
             if !thresholds.requests.can_create() {
-                cluster.stats().traffic.upstream_rq_pending_overflow.inc();
+                cluster.stats().traffic.upstream_rq_active_overflow.inc();
                 pool.give_back(lease);
                 return Err(StreamError::Overflow);
             }

@@ -235,7 +235,11 @@ pub(crate) fn fresh(spec: &Spec, eds_health: HealthStatus) -> Arc<HostState> {
         state.set_healthy_since(clock());
     } else {
         // Unhealthy until the first check passed.
-        state.set_flag(HealthFlags::FAILED_ACTIVE_HC | HealthFlags::PENDING_ACTIVE_HC);
+        state.set_flag(HealthFlags::FAILED_ACTIVE_HC);
+        state.set_unchecked(true);
+        if spec.ignore_new_hosts {
+            state.set_flag(HealthFlags::PENDING_ACTIVE_HC);
+        }
     }
     state
 }

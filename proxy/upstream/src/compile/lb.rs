@@ -122,14 +122,7 @@ fn common(proto: &pb::Cluster, spec: &mut LbSpec, at: &At<'_>, cx: &mut ClusterC
     }
     let merge = config.update_merge_window.as_ref().is_some_and(|w| w.seconds != 0 || w.nanos != 0);
     ignore(cx.report, &at, &[(merge, "update_merge_window", "updates cost little and are applied at once")]);
-    refuse(
-        cx.report,
-        &at,
-        &[
-            (config.ignore_new_hosts_until_first_hc, "ignore_new_hosts_until_first_hc"),
-            (config.close_connections_on_host_set_change, "close_connections_on_host_set_change"),
-        ],
-    );
+    refuse(cx.report, &at, &[(config.close_connections_on_host_set_change, "close_connections_on_host_set_change")]);
 }
 
 fn consistent(spec: &mut LbSpec, hostname: bool, balance: Option<u32>, at: &At<'_>, cx: &mut ClusterCx<'_>) {

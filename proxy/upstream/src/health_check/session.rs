@@ -48,6 +48,7 @@ pub(crate) async fn run(cluster: Weak<Cluster>, manager: Weak<ClusterManager>) {
             let hosts = this.hosts();
             let disabled = |h: &Host| h.health_check.as_ref().is_some_and(|c| c.disabled);
             for host in hosts.iter().filter(|h| disabled(h)) {
+                host.set_unchecked(false);
                 let cleared = host.clear_flag(HealthFlags::FAILED_ACTIVE_HC | HealthFlags::PENDING_ACTIVE_HC);
                 if cleared {
                     this.health_changed(host, true);
@@ -77,7 +78,7 @@ pub(crate) async fn run(cluster: Weak<Cluster>, manager: Weak<ClusterManager>) {
 
 /// The cluster is warm once every host was checked once.
 fn settle(cluster: &Arc<Cluster>, manager: &Weak<ClusterManager>) {
-    let waiting = cluster.hosts().iter().any(|h| h.flags().has(HealthFlags::PENDING_ACTIVE_HC));
+    let waiting = cluster.hosts().iter().any(|h| h.is_unchecked());
     if !waiting
         && cluster.has_endpoints()
         && cluster.checked()
@@ -129,6 +130,7 @@ const SEEN: u32 = HealthFlags::FAILED_ACTIVE_HC | HealthFlags::DEGRADED_ACTIVE_H
 fn apply(cluster: &Cluster, spec: &HealthCheckSpec, host: &Host, session: &mut Session, finding: Finding) -> Transition {
     let before = host.flags();
     let first = std::mem::replace(&mut session.first, false);
+    host.set_unchecked(false);
     let transition = match finding {
         Finding::Healthy { degraded } => passed(cluster, spec, host, session, (first, degraded)),
         Finding::Unhealthy { immediate, retriable, status } => {
