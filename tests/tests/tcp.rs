@@ -155,13 +155,27 @@ fn a_hostile_proxy_header_ends_its_connection_alone() {
     assert_eq!(client.read_raw(100).unwrap(), b"hello");
 }
 
+/// Needs CAP_NET_ADMIN; without it the connection fails, and the log says what is missing.
 #[test]
-fn a_client_address_that_is_not_passed_on_is_warned_about() {
+fn original_src_connects_from_the_clients_address() {
+    let upstream = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = upstream.local_addr().unwrap().port();
     let source =
         "{name: src, typed_config: {\"@type\": type.googleapis.com/envoy.extensions.filters.listener.original_src.v3.OriginalSrc}}";
-    let (gateway, address) = start(&[cluster("echo", echo())], source, &proxy("cluster: echo"));
+    let address = ([127, 0, 0, 1], port).into();
+    let (gateway, address) = start(&[cluster("up", address)], &format!("{PROXY_PROTOCOL}, {source}"), &proxy("cluster: up"));
     let mut client = Connection::open(address).unwrap();
-    client.send(b"hello").unwrap();
-    assert_eq!(client.read_raw(100).unwrap(), b"hello");
-    assert!(!gateway.log().contains("unsupported"), "{}", gateway.log());
+    client.send(b"PROXY TCP4 127.0.0.77 127.0.0.1 1000 80\r\nhello").unwrap();
+    upstream.set_nonblocking(true).unwrap();
+    for _ in 0..2000 {
+        if let Ok((_, peer)) = upstream.accept() {
+            assert_eq!(peer.ip().to_string(), "127.0.0.77");
+            return;
+        }
+        if gateway.log().contains("CAP_NET_ADMIN") {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("neither connected nor refused: {}", gateway.log());
 }

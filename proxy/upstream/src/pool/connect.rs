@@ -15,7 +15,7 @@ use nuncio_tls::{ConnectOptions, Transport};
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
@@ -244,7 +244,10 @@ fn bind_origin(socket: &TcpSocket, origin: &OriginalSource) -> io::Result<()> {
     let transparent = if origin.address.is_ipv4() { raw.set_ip_transparent_v4(true) } else { raw.set_ip_transparent_v6(true) };
     let marked = transparent.and_then(|()| if origin.mark > 0 { raw.set_mark(origin.mark) } else { Ok(()) });
     marked.map_err(|e| {
+        static SAID: Once = Once::new();
         let why = format!("original_src needs CAP_NET_ADMIN to connect from {}: {e}", origin.address);
+        // Every connection fails alike; who looks for the reason finds it in each access log.
+        SAID.call_once(|| log::warn!("{why}"));
         io::Error::new(e.kind(), why)
     })?;
     socket.bind(SocketAddr::new(origin.address, 0))
