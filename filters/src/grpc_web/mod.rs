@@ -62,7 +62,7 @@ fn is_text(value: &[u8]) -> bool {
 
 impl HttpFilter for Filter {
     fn needs(&self) -> Needs {
-        Needs::REQUEST_HEADERS.and(Needs::RESPONSE_HEADERS).and(Needs::COMPLETE)
+        Needs::REQUEST_HEADERS.and(Needs::RESPONSE_HEADERS).and(Needs::RESPONSE_BODY).and(Needs::COMPLETE)
     }
     fn on_request<'a>(&'a self, mut cx: FilterCx<'a>) -> FilterAction<'a> {
         let ex = &mut *cx.ex;
@@ -87,12 +87,17 @@ impl HttpFilter for Filter {
         cx.set_state(State { text, status: Rc::default() });
         FilterAction::Continue
     }
+    fn hold_response(&self, mut cx: FilterCx<'_>) -> Option<usize> {
+        cx.state::<State>()?;
+        let response = cx.ex.response.as_ref()?;
+        (!understood(response) && !cx.ex.response_body.is_end()).then_some(MAX_MESSAGE)
+    }
     fn on_response(&self, mut cx: FilterCx<'_>) {
         let Some(state) = cx.state::<State>().cloned() else { return };
         let ex = &mut *cx.ex;
         let handles = ex.cluster.as_ref().and_then(|c| self.0.get(c.name(), ex.request.path_only()));
         let Some(response) = &mut ex.response else { return };
-        let understood = response.status.as_u16() == 200 && (is_grpc_content_type(&response.headers) || is_web(&response.headers));
+        let understood = understood(response);
         if let (Some(handles), Some(status)) = (&handles, response.headers.get(&STATUS)) {
             handles.charge(status.as_bytes());
         }
@@ -128,14 +133,19 @@ impl HttpFilter for Filter {
     }
 }
 
+/// Whether a response is gRPC in one of its forms.
+fn understood(response: &ResponseHead) -> bool {
+    response.status.as_u16() == 200 && (is_grpc_content_type(&response.headers) || is_web(&response.headers))
+}
+
 fn is_web(headers: &Headers) -> bool {
     let value = headers.get_str(&header::CONTENT_TYPE).unwrap_or_default();
     let bare = value.split(';').next().unwrap_or(value).trim_end();
     bare.eq_ignore_ascii_case("application/grpc-web") || bare.eq_ignore_ascii_case("application/grpc-web+proto")
 }
 
-/// Turns a response that is not gRPC (an error page, a local reply) into a status that gRPC-Web clients understand. A body that is
-/// not there yet is left out: headers do not wait for it.
+/// Turns a response that is not gRPC (an error page, a local reply) into a status that gRPC-Web clients understand. Its body was waited
+/// for.
 fn explain(response: &mut ResponseHead, body: &mut Body) {
     let text = match std::mem::take(body) {
         Body::Full(text) => text,

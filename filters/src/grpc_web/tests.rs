@@ -78,6 +78,18 @@ async fn other_responses_are_explained() {
 }
 
 #[tokio::test]
+async fn only_other_responses_are_waited_for() {
+    let (filter, mut ex, _) = setup("application/grpc-web", "");
+    kit::request(&*filter, "w", &mut ex).await;
+    let (head, body) = grpc_response();
+    (ex.response, ex.response_body) = (Some(head), body);
+    assert_eq!(filter.hold_response(FilterCx { ex: &mut ex, name: "w", index: 0 }), None);
+    ex.response = Some(ResponseHead::new(StatusCode::BAD_GATEWAY));
+    ex.response_body = Body::Full(Bytes::from_static(b"why"));
+    assert_eq!(filter.hold_response(FilterCx { ex: &mut ex, name: "w", index: 0 }), Some(MAX_MESSAGE));
+}
+
+#[tokio::test]
 async fn other_requests_pass() {
     let (filter, mut ex, _) = setup("application/grpc", "");
     kit::request(&*filter, "w", &mut ex).await;

@@ -17,6 +17,8 @@ impl Needs {
     pub const RESPONSE_HEADERS: Self = Self(2);
     pub const RESPONSE_TRAILERS: Self = Self(4);
     pub const COMPLETE: Self = Self(8);
+    /// [`HttpFilter::hold_response`].
+    pub const RESPONSE_BODY: Self = Self(16);
     /// Nothing: an empty placeholder whose work is all per route.
     pub const NONE: Self = Self(0);
     /// Both.
@@ -79,6 +81,11 @@ pub trait HttpFilter: Debug + Send + Sync {
     /// The request's headers are there (the body may still arrive). In chain order.
     fn on_request<'a>(&'a self, _cx: FilterCx<'a>) -> FilterAction<'a> {
         FilterAction::Continue
+    }
+    /// How many bytes of the body the upstream's response must come with when [`Self::on_response`] sees it; none if its head need not
+    /// wait. The body is then whole, and cut at that length.
+    fn hold_response(&self, _cx: FilterCx<'_>) -> Option<usize> {
+        None
     }
     /// `ex.response` is there, from the upstream or from a local reply. In reverse order.
     fn on_response(&self, _cx: FilterCx<'_>) {}

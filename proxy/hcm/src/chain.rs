@@ -1,11 +1,12 @@
 //! The HTTP filter chain of one connection manager: compiled entries and how they run over an exchange.
 //! Compiled on the control thread; run on workers. Filters that need nothing of a phase are not called in it.
 
-use nuncio_core::Headers;
+use bytes::BytesMut;
 use nuncio_core::LocalReply;
 use nuncio_core::exchange::Exchange;
 use nuncio_core::filter::{FilterAction, FilterCx, HttpFilter, Needs, Outcome};
 use nuncio_core::views::PerFilterConfig;
+use nuncio_core::{Body, Frame, Headers};
 use std::sync::Arc;
 
 /// One filter of the chain.
@@ -64,6 +65,25 @@ impl FilterChain {
             }
         }
         None
+    }
+
+    /// Waits for the body of the upstream's response, where a filter wants to see it with the head.
+    pub async fn hold_response(&self, ex: &mut Exchange) {
+        let mut wanted = None;
+        for (index, entry) in self.entries.iter().enumerate() {
+            if entry.needs.has(Needs::RESPONSE_BODY) && !entry.is_off(ex) {
+                wanted = wanted.max(entry.filter.hold_response(FilterCx { ex, name: &entry.name, index }));
+            }
+        }
+        let Some(limit) = wanted else { return };
+        let mut body = std::mem::take(&mut ex.response_body);
+        let mut held = BytesMut::new();
+        while held.len() < limit {
+            // What broke off, or has trailers, is told as far as it came.
+            let Some(Ok(Frame::Data(data))) = body.frame().await else { break };
+            held.extend_from_slice(data.get(..data.len().min(limit - held.len())).unwrap_or_default());
+        }
+        ex.response_body = if held.is_empty() { Body::Empty } else { Body::Full(held.freeze()) };
     }
 
     /// Runs the response phase, last filter first.

@@ -124,7 +124,8 @@ struct Begun(Arc<dyn HttpFilter>);
 
 impl HttpFilter for DiscoveredFilter {
     fn needs(&self) -> Needs {
-        Needs::REQUEST_HEADERS.and(Needs::RESPONSE_HEADERS).and(Needs::RESPONSE_TRAILERS).and(Needs::COMPLETE)
+        let headers = Needs::REQUEST_HEADERS.and(Needs::RESPONSE_HEADERS);
+        headers.and(Needs::RESPONSE_BODY).and(Needs::RESPONSE_TRAILERS).and(Needs::COMPLETE)
     }
     fn on_request<'a>(&'a self, mut cx: FilterCx<'a>) -> FilterAction<'a> {
         let Some(filter) = self.slot.current.load().as_ref().map(|f| Arc::clone(f.as_ref())) else {
@@ -145,6 +146,9 @@ impl HttpFilter for DiscoveredFilter {
                 FilterAction::Await(wait) => wait.await,
             }
         }))
+    }
+    fn hold_response(&self, mut cx: FilterCx<'_>) -> Option<usize> {
+        begun(&mut cx, Needs::RESPONSE_BODY)?.hold_response(cx)
     }
     fn on_response(&self, mut cx: FilterCx<'_>) {
         if let Some(filter) = begun(&mut cx, Needs::RESPONSE_HEADERS) {

@@ -5,6 +5,7 @@ use crate::action::Action;
 use crate::filters::FilterConfigs;
 use crate::forward::Forward;
 use crate::headers::HeaderParser;
+use crate::refresh::Alternatives;
 use crate::rewrite::X_ENVOY_ORIGINAL_PATH;
 use crate::route::LevelHeaders;
 use crate::target::ClusterRef;
@@ -69,6 +70,8 @@ pub(crate) struct Route {
     pub tracing: Option<RouteTracing>,
     pub buffer: BufferLimit,
     pub stats: Option<(Scope, StatsCell)>,
+    /// Set while the route is compiled.
+    pub alternatives: OnceLock<Alternatives>,
 }
 
 /// What a weighted cluster adds to its route.

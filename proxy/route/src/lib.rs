@@ -19,6 +19,7 @@ pub mod mutation_rules;
 pub mod mutations;
 mod path;
 pub mod redirect;
+mod refresh;
 pub mod respond;
 pub mod retry;
 pub mod retry_state;

@@ -9,6 +9,7 @@ use crate::headers::HeaderParser;
 use crate::mirror::MirrorPolicy;
 use crate::path::{PathCondition, RequestPath};
 use crate::redirect::Redirect;
+use crate::refresh::Alternatives;
 use crate::respond::DirectResponse;
 use crate::retry::RetryPolicy;
 use crate::specifier::{Plugins, specifier};
@@ -26,7 +27,7 @@ use nuncio_proto::envoy::config::route::v3 as proto;
 use nuncio_proto::envoy::config::route::v3::route_action::ClusterSpecifier;
 use nuncio_proto::envoy::config::route::v3::weighted_cluster::ClusterWeight;
 use nuncio_proto::envoy::r#type::v3::FractionalPercent;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Header mutations of one level; none if there is nothing to do.
 #[derive(Clone, Debug, Default)]
@@ -184,6 +185,7 @@ impl RouteNode {
             tracing: tracing(route.tracing.as_ref(), &at.field("tracing"), cx)?,
             buffer: BufferLimit { body: route.request_body_buffer_limit, per_request: route.per_request_buffer_limit_bytes },
             stats,
+            alternatives: OnceLock::new(),
         });
         let build = Build { route: shared, parents, headers, filters };
         let (entries, choice) = match forwarded {
@@ -267,6 +269,16 @@ impl Build<'_> {
     }
 }
 
+impl Route {
+    /// Whether retries ask for the cluster again.
+    fn refreshes_cluster(&self) -> bool {
+        match &self.action {
+            Action::Forward(forward) => forward.retry_policy().is_some_and(|policy| policy.refresh_cluster_on_retry),
+            _ => false,
+        }
+    }
+}
+
 type Targets = (Box<[Arc<RouteEntry>]>, Option<WeightedChoice>);
 
 fn targets(action: &proto::RouteAction, build: &Build<'_>, at: &At<'_>, cx: &mut RouteCx<'_>) -> Option<Targets> {
@@ -282,6 +294,12 @@ fn targets(action: &proto::RouteAction, build: &Build<'_>, at: &At<'_>, cx: &mut
             for (i, cluster) in weighted.clusters.iter().enumerate() {
                 let at = at.field("clusters");
                 entries.push(Arc::new(weighted_entry(cluster, metadata_match, build, &at.index(i), cx)?));
+            }
+            if build.route.refreshes_cluster() {
+                let clusters = entries.iter().zip(&weighted.clusters);
+                let all = clusters.filter_map(|(e, c)| Some((c.weight.unwrap_or(0), e.cluster.clone()?))).collect();
+                // Nobody else sets it.
+                let _first = build.route.alternatives.set(Alternatives(all));
             }
             Some((entries.into(), Some(choice)))
         }
@@ -369,6 +387,7 @@ pub(crate) fn tls_redirect(parents: &Parents<'_>) -> Arc<RouteEntry> {
         tracing: None,
         buffer: BufferLimit::default(),
         stats: None,
+        alternatives: OnceLock::new(),
     });
     Arc::new(RouteEntry {
         route,

@@ -130,5 +130,32 @@ def hedges():
     return [setup, vhost, two]
 
 
+def refreshed():
+    """Retries that change between weighted clusters; without weight there is nowhere to change to."""
+    policy = {**BACK_OFF, "retry_on": "5xx", "num_retries": 3, "refresh_cluster_on_retry": True}
+    setup = Setup("refresh-cluster", clusters=[cluster("a"), cluster("b"), cluster("c")], routes=[
+        route("/two", to(None, weighted_clusters={"clusters": [{"name": "a", "weight": 1}, {"name": "b", "weight": 1}]}, retry_policy=policy)),
+        route("/one", to(None, weighted_clusters={"clusters": [{"name": "a", "weight": 1}, {"name": "b", "weight": 0}]}, retry_policy=policy)),
+        route("/stay", to(None, weighted_clusters={"clusters": [{"name": "a", "weight": 1}, {"name": "b", "weight": 1}]}, retry_policy={**policy, "refresh_cluster_on_retry": False})),
+        route("/header", to(None, cluster_header="x-cluster", retry_policy=policy)), route("/", to("a", retry_policy=policy))])
+    for entry in setup.routes[:4]:
+        del entry["route"]["cluster"]
+
+    def seen(context, path, failures):
+        """Which clusters took part in each of four requests: the order is left to chance."""
+        found = []
+        for _ in range(4):
+            context.answers.load([reply(503, [], "x")] * failures)
+            context.exchange(f"GET {path} HTTP/1.1\r\nHost: h\r\nx-cluster: c\r\n\r\n".encode())
+            taken = [record["upstream"] for record in context.answers.taken()]
+            found.append([len(taken), len(set(taken)), "".join(sorted(set(taken))) if path != "/stay" else "", taken[0] == taken[-1]])
+        return found
+    for path in ("/two", "/one", "/header", "/"):
+        for failures in (1, 2, 3):
+            setup.script(f"{path} {failures}", lambda context, path=path, failures=failures: seen(context, path, failures), ignore=("upstream", "log", "headers*", "body*"))
+    setup.script("/stay 3", lambda context: seen(context, "/stay", 3), ignore=("upstream", "log", "headers*", "body*"))
+    return setup
+
+
 def setups():
-    return [locations(), policies(), *filters(), *hedges()]
+    return [refreshed(), locations(), policies(), *filters(), *hedges()]

@@ -6,10 +6,11 @@ use super::attempt::{End, Try};
 use super::deadlines::Deadline;
 use super::errors;
 use super::finish;
-use super::forward::Forwarding;
+use super::forward::{Forwarding, cluster_of};
 use super::hedge::{Flight, Hedges, Judge};
 use super::report::downstream_failed;
 use super::retry::Failure;
+use super::select::no_healthy_upstream;
 use nuncio_core::{LocalReply, ResponseFlags, ResponseHead, StreamError};
 use nuncio_upstream::forward_proxy;
 use nuncio_upstream::{Host, UpstreamStream};
@@ -61,7 +62,23 @@ impl Forwarding<'_> {
             if !self.pump.rewind() {
                 return Err(errors::before_response(&StreamError::LocalReset("request_body_not_kept"), true));
             }
+            self.refresh_cluster()?;
         }
+    }
+
+    /// Where the policy says so, a retry may go to another cluster.
+    fn refresh_cluster(&mut self) -> Result<(), Box<LocalReply>> {
+        if !self.forward.retry_policy().is_some_and(|policy| policy.refresh_cluster_on_retry) {
+            return Ok(());
+        }
+        let ex = &mut *self.active.ex;
+        let slot = self.entry.refreshed_cluster(&ex.request, &ex.info, &mut self.tried_clusters, fastrand::u64(..));
+        let view = slot.and_then(|slot| slot.get());
+        let Some(cluster) = view.clone().and_then(cluster_of) else { return Err(no_healthy_upstream(503)) };
+        self.cluster = cluster;
+        ex.info.upstream_mut().cluster.clone_from(&view);
+        ex.cluster = view;
+        Ok(())
     }
 
     /// What follows from the end of an attempt; none if it gave nothing and others still run. `flying`: it is the end of the newest attempt,

@@ -70,12 +70,12 @@ impl Forwarding<'_> {
         };
         match self.upstreams.pick(&self.cluster, &lb) {
             Some(host) => Ok(host),
-            None => {
-                let status = wanted.filter(|w| w.strict).map_or(503, |w| w.status);
-                Err(Box::new(
-                    LocalReply::new(status, "no healthy upstream", "no_healthy_upstream").flag(ResponseFlags::NO_HEALTHY_UPSTREAM),
-                ))
-            }
+            None => Err(no_healthy_upstream(wanted.filter(|w| w.strict).map_or(503, |w| w.status))),
         }
     }
+}
+
+/// The reply to a request that no host can take.
+pub fn no_healthy_upstream(status: u16) -> Box<LocalReply> {
+    Box::new(LocalReply::new(status, "no healthy upstream", "no_healthy_upstream").flag(ResponseFlags::NO_HEALTHY_UPSTREAM))
 }
