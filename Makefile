@@ -42,6 +42,7 @@ bench: build      ## side by side with Envoy, nginx and haproxy, as ratios
 	tests/need bench
 	python3 tests/bench/bench.py $(ROWS)
 
-fuzz:             ## each fuzz target for SECONDS (60)
+fuzz:             ## each fuzz target (or TARGETS) for SECONDS_EACH (60)
 	tests/need fuzz
-	cd tests/fuzz && for t in $$(RUSTC_BOOTSTRAP=1 $(CARGO) fuzz list); do RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run -s none $$t -- -max_total_time=$${SECONDS_EACH:-60} || exit 1; done
+	cd tests/fuzz && for t in $${TARGETS:-$$($(CARGO) fuzz list)}; do mkdir -p corpus/$$t && \
+	  RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run -s none $$t corpus/$$t seeds/$$t -- -max_total_time=$${SECONDS_EACH:-60} -dict=words.dict || exit 1; done

@@ -1,17 +1,3 @@
-//! ClientHello: nothing panics, more bytes never change a verdict, and the verdict of a prefix is that of the whole or "more".
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-use nuncio_tls::client_hello::{MAX_CLIENT_HELLO, Parsed, parse};
-
-fuzz_target!(|bytes: &[u8]| {
-    let whole = parse(bytes);
-    if let Parsed::Hello(hello) = &whole {
-        assert!(hello.len <= bytes.len() && hello.len <= MAX_CLIENT_HELLO * 2);
-        assert!(hello.sni.as_ref().is_none_or(|s| !s.is_empty() && s.len() <= 255));
-    }
-    for len in [bytes.len() / 3, bytes.len() / 2, bytes.len().saturating_sub(1)] {
-        let prefix = parse(&bytes[..len]);
-        assert!(prefix == Parsed::NeedMore || prefix == whole, "{prefix:?} then {whole:?}");
-    }
-});
+libfuzzer_sys::fuzz_target!(|data: &[u8]| nuncio_fuzz_targets::run("client_hello", data));
