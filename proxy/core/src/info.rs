@@ -230,6 +230,8 @@ pub struct StreamInfo {
     /// Whether trace sampling chose this stream (%TRACE_REASON%-like decisions are Envoy's UUID nibble).
     pub sampled: bool,
     pub health_check: bool,
+    /// The client asked in gRPC, before any filter touched the request: local replies answer so.
+    pub grpc_request: bool,
     /// Upstream attempts made; `%UPSTREAM_REQUEST_ATTEMPT_COUNT%`.
     pub attempts: u32,
     pub upstream: Option<Box<UpstreamInfo>>,
@@ -276,6 +278,7 @@ impl StreamInfo {
             request_id: None,
             sampled: false,
             health_check: false,
+            grpc_request: false,
             attempts: 0,
             upstream: None,
             filter_state: FilterState::default(),

@@ -133,7 +133,7 @@ pub fn install(config: &LocalReplyConfig, runtime: &Runtime, ex: &mut Exchange, 
         body = text.into();
         content_type = format.content_type.clone();
     }
-    if ex.request.is_grpc() {
+    if ex.info.grpc_request {
         grpc_form(&mut head, &body, grpc_status.unwrap_or_else(|| grpc_from_http(status)));
         ex.response_body = Body::Empty;
     } else {

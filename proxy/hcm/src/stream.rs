@@ -75,7 +75,8 @@ enum Outcome {
 
 impl Active {
     /// Begins a stream.
-    pub fn new(ex: Box<Exchange>, config: LocalConfig) -> Self {
+    pub fn new(mut ex: Box<Exchange>, config: LocalConfig) -> Self {
+        ex.info.grpc_request = ex.request.is_grpc();
         config.stats.request(ex.request.version);
         Self {
             ex,
