@@ -1,9 +1,9 @@
 """The dynamic forward proxy: hosts that requests name, resolved by a small DNS server, and what clients see when that fails."""
-from harness.config import V3, cluster, extension, route, to, typed
+from harness.config import V3, cluster, extension, file_log, route, to, typed
 from harness.dns import DnsServer
 from harness.setup import Setup, request
 
-ZONE = {"good.test": ["127.0.0.1"], "two.test": ["127.0.0.1", "127.0.0.2"], "six.test": ["::1"], "both.test": ["::1", "127.0.0.1"], "empty.test": [], "refused.test": 5, "servfail.test": 2, "notimp.test": 4,
+ZONE = {"host.test": ["127.0.0.1"], "good.test": ["127.0.0.1"], "two.test": ["127.0.0.1", "127.0.0.2"], "six.test": ["::1"], "both.test": ["::1", "127.0.0.1"], "empty.test": [], "refused.test": 5, "servfail.test": 2, "notimp.test": 4,
         "silent.test": "silent", "garbage.test": "garbage", "other.test": "other", "many.test": [f"127.0.{number // 200}.{number % 200 + 1}" for number in range(600)], **{f"n{number}.test": ["127.0.0.1"] for number in range(9)}}
 SERVER = []
 QUIET = ("headers*", "body*", "upstream", "fate*")
@@ -108,4 +108,13 @@ def setups():
     insecure = {"dns_cache_config": cache(), "allow_insecure_cluster_options": True}
     options = {"typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {"@type": V3 + "upstreams.http.v3.HttpProtocolOptions", "explicit_http_config": {"http_protocol_options": {}}}}}
     one("insecure", {"good": ask("good.test")}, insecure, {"dns_cache_config": cache()}, cluster=options)
+    for name, sni, config in (("known", "host.test", {}), ("unknown", "nx.test", {}), ("none", None, {}), ("full", "host.test", {"max_hosts": 1, "preresolve_hostnames": [{"address": "n1.test", "port_value": 80}]}), ("pending", "host.test", {"dns_cache_circuit_breaker": {"max_pending_requests": 0}})):
+        shared = cache(**config)
+        sni_filter = extension("envoy.filters.network.sni_dynamic_forward_proxy", "filters.network.sni_dynamic_forward_proxy.v3.FilterConfig", dns_cache_config=shared, port_value="@port:secure@")
+        tcp = extension("envoy.filters.network.tcp_proxy", "filters.network.tcp_proxy.v3.TcpProxy", stat_prefix="t", cluster="dfp", access_log=[file_log("flags=[%RESPONSE_FLAGS%] cluster=[%UPSTREAM_CLUSTER%] host=[%UPSTREAM_HOST%]")])
+        setup = Setup(f"sni-{name}", manager=False, network_filters=[sni_filter, tcp], clusters=[proxy_cluster(config={"dns_cache_config": shared})], upstreams={"secure": "tls"}, stats=STATS,
+                      listener={"listener_filters": [extension("envoy.filters.listener.tls_inspector", "filters.listener.tls_inspector.v3.TlsInspector")]})
+        for case in ("first", "again"):
+            setup.get(case, "/", tls={"sni": sni}, wait=1.5, ignore=("tls", "fate"))
+        made.append(setup)
     return made
