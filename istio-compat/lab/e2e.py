@@ -13,7 +13,7 @@ import tempfile
 import time
 import traceback
 
-from mesh_lab import (ENVOY, GATEWAY, STATE, Load, admin, apply, check, curl, delete, dump, eventually, in_pod, lab, route_version,
+from mesh_lab import (ENVOY, GATEWAY, STATE, Load, admin, apply, check, curl, delete, dump, envoy_filter, eventually, in_pod, lab, route_version,
                       section, settled, sh, split, spread, stat, virtual_service, HERE)
 import e2e_auth
 
@@ -286,13 +286,7 @@ spec:
     settled("split-50-50")
     delete("gateway", "istio-system", "bad")
     delete("virtualservice", "shop", "bad")
-    apply("""
-apiVersion: networking.istio.io/v1alpha3
-kind: EnvoyFilter
-metadata: {name: unknown, namespace: istio-system}
-spec:
-  workloadSelector: {labels: {istio: ingressgateway}}
-  configPatches:
+    envoy_filter("unknown", """
   - applyTo: HTTP_FILTER
     match: {context: GATEWAY, listener: {portNumber: 8080, filterChain: {filter: {name: envoy.filters.network.http_connection_manager}}}}
     patch:

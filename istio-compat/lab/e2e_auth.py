@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 
-from mesh_lab import (STATE, admin, apply, check, curl, delete, eventually, in_pod, lab, settled, sh, split, virtual_service)
+from mesh_lab import (STATE, admin, apply, check, curl, delete, envoy_filter, eventually, in_pod, lab, settled, sh, split, virtual_service)
 
 GUARD = '''
 import http.server
@@ -23,6 +23,10 @@ class Guard(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 http.server.ThreadingHTTPServer(("", 8000), Guard).serve_forever()
 '''
+
+
+BEFORE_ROUTER = ("{context: GATEWAY, listener: {filterChain: {filter: {name: envoy.filters.network.http_connection_manager, "
+                 "subFilter: {name: envoy.filters.http.router}}}}}")
 
 
 @contextlib.contextmanager
@@ -133,13 +137,7 @@ def authorization_policies():
     eventually("ALLOW", lambda: status("/") == 403)
     check(status("/open") == 200 and status("/secret") == 403, "DENY comes before ALLOW")
     check(status("/", "-H", "X-Forwarded-For: 192.0.2.7") == 403, "x-forwarded-for of a stranger is not believed")
-    apply("""
-apiVersion: networking.istio.io/v1alpha3
-kind: EnvoyFilter
-metadata: {name: hops, namespace: istio-system}
-spec:
-  workloadSelector: {labels: {istio: ingressgateway}}
-  configPatches:
+    envoy_filter("hops", """
   - applyTo: NETWORK_FILTER
     match: {context: GATEWAY, listener: {filterChain: {filter: {name: envoy.filters.network.http_connection_manager}}}}
     patch:
@@ -192,16 +190,9 @@ def rate_limits():
     """A local limit, and one limit over two gateways by the real rate limit service and Redis, both by EnvoyFilter."""
     virtual_service(split(50, 50))
     settled("split-50-50")
-    match = "{context: GATEWAY, listener: {filterChain: {filter: {name: envoy.filters.network.http_connection_manager, subFilter: {name: envoy.filters.http.router}}}}}"
-    apply(f"""
-apiVersion: networking.istio.io/v1alpha3
-kind: EnvoyFilter
-metadata: {{name: limit, namespace: istio-system}}
-spec:
-  workloadSelector: {{labels: {{istio: ingressgateway}}}}
-  configPatches:
+    envoy_filter("limit", f"""
   - applyTo: HTTP_FILTER
-    match: {match}
+    match: {BEFORE_ROUTER}
     patch:
       operation: INSERT_BEFORE
       value:
@@ -243,15 +234,9 @@ spec: {selector: {app: catalog, version: v2}, ports: [{name: grpc, port: 8081, t
             eventually("Redis", lambda: in_pod("catalog-v2-1", "redis-cli", "-p", "6390", "ping").strip() == "PONG")
             stack.enter_context(running("catalog-v2-1", f"{STATE}/bin/ratelimit", **settings))
             eventually("the rate limit service", lambda: in_pod("catalog-v2-1", "curl", "-s", "127.0.0.1:8090/healthcheck") == "OK")
-            apply(f"""
-apiVersion: networking.istio.io/v1alpha3
-kind: EnvoyFilter
-metadata: {{name: limits, namespace: istio-system}}
-spec:
-  workloadSelector: {{labels: {{istio: ingressgateway}}}}
-  configPatches:
+            envoy_filter("limits", f"""
   - applyTo: HTTP_FILTER
-    match: {match}
+    match: {BEFORE_ROUTER}
     patch:
       operation: INSERT_BEFORE
       value:
@@ -288,5 +273,42 @@ spec:
     eventually("no limit any more", lambda: curl("/limited").status == 200)
 
 
+def own_filters():
+    """Nuncio's own filters come through istiod by EnvoyFilter: consumers by key, and a queue; keys are in no dump."""
+    virtual_service(split(50, 50))
+    settled("split-50-50")
+    typed = '"@type": type.googleapis.com/udpa.type.v1.TypedStruct'
+    envoy_filter("consumers", f"""
+  - applyTo: HTTP_FILTER
+    match: {BEFORE_ROUTER}
+    patch:
+      operation: INSERT_BEFORE
+      value:
+        name: consumer
+        typed_config:
+          {typed}
+          type_url: type.googleapis.com/nuncio.filters.http.consumer.v1.ConsumerAuth
+          value:
+            methods: [{{api_key: {{places: [{{header: x-api-key}}]}}}}]
+            consumers: [{{name: acme, credentials: [{{api_key: {{data_source: {{inline_string: acme-key-2026}}}}}}]}}]
+  - applyTo: HTTP_FILTER
+    match: {BEFORE_ROUTER}
+    patch:
+      operation: INSERT_BEFORE
+      value:
+        name: queue
+        typed_config:
+          {typed}
+          type_url: type.googleapis.com/nuncio.filters.http.concurrency_queue.v1.ConcurrencyQueue
+          value: {{stat_prefix: mesh, max_concurrency: 1, scope: CLUSTER, consumer: {{metadata: {{}}}}}}
+""")
+    eventually("a key is asked for", lambda: status("/") == 401)
+    check(status("/", "-H", "x-api-key: acme-key-2026") == 200 and status("/", "-H", "x-api-key: other") == 401, "the key")
+    check("mesh.concurrency_queue.admitted: 0" not in admin("/stats?filter=concurrency_queue.admitted"), "through the queue")
+    check("acme-key-2026" not in admin("/config_dump"), "no key in config_dump")
+    delete("envoyfilter", "istio-system", "consumers")
+    eventually("no key is asked for any more", lambda: status("/") == 200)
+
+
 BINARY = sys.argv[1] if len(sys.argv) > 1 else ""
-CHECKS = [tokens_and_claims, authorization_policies, rate_limits]
+CHECKS = [tokens_and_claims, authorization_policies, rate_limits, own_filters]

@@ -160,6 +160,19 @@ spec:
 """)
 
 
+def envoy_filter(name, patches):
+    """An EnvoyFilter for the gateways; `patches` is the YAML of its list, indented by two."""
+    apply(f"""
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata: {{name: {name}, namespace: istio-system}}
+spec:
+  workloadSelector: {{labels: {{istio: ingressgateway}}}}
+  configPatches:
+{patches}
+""")
+
+
 def split(v1, v2):
     return f"""
   - name: split-{v1}-{v2}
