@@ -10,8 +10,8 @@ use std::task::{Context, Poll};
 pub enum Collected {
     /// All of it, and whether trailers follow.
     Whole(Bytes, bool),
-    /// As much as there is room for, and whether there is more of what came so far.
-    Part(Bytes, bool),
+    /// As much as there is room for, and how many bytes came so far.
+    Part(Bytes, usize),
     TooLong,
     /// The client is gone or broke the protocol: the stream ends as it would have, when the body is read again.
     Failed,
@@ -43,7 +43,7 @@ pub async fn collect(body: &mut Body, limit: usize, part: bool) -> Collected {
                     data.truncate(limit);
                     let rest = std::mem::take(body);
                     *body = Body::Stream(Box::new(Replay { pieces, trailers: None, rest }));
-                    return Collected::Part(data, total > limit);
+                    return Collected::Part(data, total);
                 }
             }
             Ok(Frame::Trailers(t)) => trailers = Some(t),

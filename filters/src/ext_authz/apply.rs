@@ -65,7 +65,11 @@ impl Checks {
             return Ok(());
         };
         match how {
-            How::Set => head.headers.insert(name, value),
+            // What is set comes last.
+            How::Set => {
+                head.headers.remove(&name);
+                head.headers.append(name, value);
+            }
             How::Add => head.headers.append(name, value),
             How::AppendIfThere => {
                 if let Some(old) = joined(&head.headers, &name)

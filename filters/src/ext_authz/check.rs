@@ -3,7 +3,7 @@
 
 use auth::attribute_context::{HttpRequest, Peer, Request, TlsSession};
 use bytes::Bytes;
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 use nuncio_core::info::CertInfo;
 use nuncio_core::message::joined;
 use nuncio_core::{ConnectionInfo, Exchange, RequestHead};
@@ -39,8 +39,15 @@ pub struct Attributes {
 #[derive(Clone, Debug)]
 pub struct Sent {
     pub data: Bytes,
-    /// Whether there is more of it.
-    pub partial: bool,
+    /// Bytes of it that came so far.
+    pub size: usize,
+}
+
+impl Sent {
+    /// What `x-envoy-auth-partial-body` says.
+    pub fn partial(&self) -> &'static str {
+        if self.size > self.data.len() { "true" } else { "false" }
+    }
 }
 
 /// `labels` of the node's metadata under `key`.
@@ -76,10 +83,9 @@ fn peers(connection: &ConnectionInfo, remote: &nuncio_core::Address, certificate
     (source, destination)
 }
 
-fn session(connection: &ConnectionInfo) -> Option<TlsSession> {
-    connection.tls.as_ref()?;
+fn session(connection: &ConnectionInfo) -> TlsSession {
     let sni = connection.requested_server_name.as_ref().map(|s| s.to_string()).unwrap_or_default();
-    Some(TlsSession { sni })
+    TlsSession { sni }
 }
 
 /// Text for a protobuf string: what is no UTF-8 becomes `!`, as in Envoy.
@@ -97,6 +103,31 @@ impl Attributes {
 
     /// Calls `each` with every header that is sent, pseudo-headers first; values of one name are joined.
     pub fn headers(&self, head: &RequestHead, mut each: impl FnMut(&str, &[u8])) {
+        let mut seen: Vec<&HeaderName> = Vec::new();
+        self.pseudo_headers(head, &mut each);
+        for (name, _) in self.sent_headers(head) {
+            if seen.contains(&name) {
+                continue;
+            }
+            seen.push(name);
+            if let Some(value) = joined(&head.headers, name) {
+                each(name.as_str(), &value);
+            }
+        }
+    }
+
+    /// As [`Self::headers`], each value by itself.
+    fn each_header(&self, head: &RequestHead, mut each: impl FnMut(&str, &[u8])) {
+        self.pseudo_headers(head, &mut each);
+        self.sent_headers(head).for_each(|(name, value)| each(name.as_str(), value.as_bytes()));
+    }
+
+    /// Fields that are sent. A client does not say what part of its body the service sees.
+    fn sent_headers<'a>(&'a self, head: &'a RequestHead) -> impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)> {
+        head.headers.iter().filter(|(name, _)| **name != PARTIAL_BODY && self.sends(name.as_str()))
+    }
+
+    fn pseudo_headers(&self, head: &RequestHead, each: &mut impl FnMut(&str, &[u8])) {
         let pseudo = [
             (":authority", head.authority.as_bytes().as_ref()),
             (":path", head.path.as_bytes().as_ref()),
@@ -106,15 +137,6 @@ impl Attributes {
         for (name, value) in pseudo {
             if !value.is_empty() && self.sends(name) {
                 each(name, value);
-            }
-        }
-        for (i, (name, _)) in head.headers.iter().enumerate() {
-            // A client does not say what part of its body the service sees.
-            if *name == PARTIAL_BODY || !self.sends(name.as_str()) || head.headers.iter().take(i).any(|(n, _)| n == name) {
-                continue;
-            }
-            if let Some(value) = joined(&head.headers, name) {
-                each(name.as_str(), &value);
             }
         }
     }
@@ -131,7 +153,7 @@ impl Attributes {
             path: head.path.to_string(),
             host: head.authority.to_string(),
             scheme: head.scheme.to_string(),
-            size: body.map_or(0, |b| i64::try_from(b.data.len()).unwrap_or(i64::MAX)),
+            size: body.map_or(0, |b| i64::try_from(b.size).unwrap_or(i64::MAX)),
             protocol: info.protocol.map(|p| p.as_str().to_string()).unwrap_or_default(),
             ..HttpRequest::default()
         };
@@ -142,12 +164,12 @@ impl Attributes {
                 http.body = text(&body.data);
             }
         }
-        let partial = body.map(|b| if b.partial { "true" } else { "false" });
+        let partial = body.map(Sent::partial);
         if self.raw_headers {
             let mut headers = Vec::with_capacity(head.headers.len() + 5);
             let value =
                 |key: &str, value: &[u8]| core::HeaderValue { key: key.to_string(), raw_value: value.to_vec(), ..Default::default() };
-            self.headers(head, |name, v| headers.push(value(name, v)));
+            self.each_header(head, |name, v| headers.push(value(name, v)));
             headers.extend(partial.map(|p| value(PARTIAL_BODY.as_str(), p.as_bytes())));
             http.header_map = Some(core::HeaderMap { headers });
         } else {
@@ -166,7 +188,7 @@ impl Attributes {
             context_extensions: extensions,
             metadata_context: Some(self.stream_metadata(ex)),
             route_metadata_context: Some(self.route_metadata(ex)),
-            tls_session: if self.tls_session { session(&info.connection) } else { None },
+            tls_session: self.tls_session.then(|| session(&info.connection)),
         };
         auth::CheckRequest { attributes: Some(attributes) }
     }
@@ -202,7 +224,7 @@ impl Attributes {
             source: Some(source),
             destination: Some(destination),
             metadata_context: Some(metadata),
-            tls_session: if self.tls_session { session(connection) } else { None },
+            tls_session: self.tls_session.then(|| session(connection)),
             ..Default::default()
         };
         auth::CheckRequest { attributes: Some(attributes) }

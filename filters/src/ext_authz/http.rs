@@ -58,7 +58,8 @@ impl HttpService {
             return None;
         };
         let target = HttpTarget::compile(uri, server, &at.field("server_uri"), report)?;
-        let retry = compile_retry(p.retry_policy.as_ref(), None, server, &at.field("retry_policy"), report)?;
+        // A policy that names no condition retries nothing.
+        let retry = compile_retry(p.retry_policy.as_ref(), Some(""), server, &at.field("retry_policy"), report)?;
         for (name, path) in [("path_prefix", &p.path_prefix), ("path_override", &p.path_override)] {
             if !path.is_empty() && (!path.starts_with('/') || path.parse::<http::uri::PathAndQuery>().is_err()) {
                 report.error(&at.field(name), format!("{path:?}"), "give a path that begins with /");
@@ -80,6 +81,7 @@ impl HttpService {
                 timeout: Some(target.timeout).filter(|t| !t.is_zero()),
                 max_body: MAX_ANSWER,
                 retry,
+                forwarded_for: false,
                 ..FetchOptions::default()
             },
             target,
@@ -109,6 +111,7 @@ impl HttpService {
 
     fn request(&self, ex: &Exchange, attributes: &Attributes, body: Option<&Sent>) -> RequestHead {
         let mut head = RequestHead::new(Method::GET, self.target.authority.clone(), "/");
+        head.headers.append(header::CONTENT_LENGTH, HeaderValue::from(body.map_or(0, |b| b.data.len())));
         head.scheme = self.target.scheme.clone();
         attributes.headers(&ex.request, |name, value| match name {
             ":method" => head.method = ex.request.method.clone(),
@@ -129,12 +132,9 @@ impl HttpService {
             None => ByteStr::from(format!("{}{}", self.prefix, ex.request.path)),
         };
         if let Some(body) = body {
-            head.headers.insert(PARTIAL_BODY, HeaderValue::from_static(if body.partial { "true" } else { "false" }));
+            head.headers.insert(PARTIAL_BODY, HeaderValue::from_static(body.partial()));
         }
         self.headers_to_add.set(Some(&FormatContext::exchange(ex)), &mut head.headers);
-        if body.is_none_or(|b| b.data.is_empty()) {
-            head.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("0"));
-        }
         head
     }
 
@@ -168,7 +168,11 @@ impl HttpService {
             None => pick(&[StringMatcher::prefix("")]),
         };
         // The reply has its own framing.
-        verdict.set.retain(|(name, _)| name != "content-length" && name != "transfer-encoding" && name != "connection");
+        let framing = |name: &str| name == "transfer-encoding" || name == "connection" || (name == "content-length" && body.is_empty());
+        verdict.set.retain(|(name, _)| !framing(name));
+        for (_, value) in verdict.set.iter_mut().filter(|(name, _)| name == "content-length") {
+            *value = body.len().to_string().into();
+        }
         verdict.body = body;
         verdict
     }

@@ -114,8 +114,8 @@ impl Filter {
         let mut body = None;
         if let Some(buffering) = buffering.filter(|_| !cx.ex.request_body.is_end() && cx.ex.request.protocol.is_none()) {
             body = match collect(&mut cx.ex.request_body, buffering.max, buffering.partial).await {
-                Collected::Whole(data, _) => Some(Sent { data, partial: false }).filter(|s| !s.data.is_empty()),
-                Collected::Part(data, partial) => Some(Sent { data, partial }),
+                Collected::Whole(data, _) => Some(Sent { size: data.len(), data }).filter(|s| s.size > 0),
+                Collected::Part(data, size) => Some(Sent { data, size }),
                 Collected::TooLong => return Outcome::Respond(too_long()),
                 Collected::Failed => return Outcome::Continue,
             };
@@ -181,7 +181,7 @@ impl Filter {
         if self.0.checks.validate && verdict.set.iter().any(|pair| apply::parsed(pair).is_none()) {
             return self.invalid(ex);
         }
-        Outcome::Respond(self.reply(code, verdict, "ext_authz_denied"))
+        Outcome::Respond(self.reply(ex, code, verdict, "ext_authz_denied"))
     }
 
     fn fail(&self, ex: &mut Exchange, verdict: Verdict) -> Outcome {
@@ -200,11 +200,15 @@ impl Filter {
             return Outcome::Respond(self.refusal());
         }
         let code = if (200..600).contains(&verdict.code) { verdict.code } else { self.0.status_on_error };
-        Outcome::Respond(self.reply(code, verdict, "ext_authz_error"))
+        Outcome::Respond(self.reply(ex, code, verdict, "ext_authz_error"))
     }
 
     /// The service's own response.
-    fn reply(&self, code: u16, verdict: Verdict, details: &'static str) -> Box<LocalReply> {
+    fn reply(&self, ex: &Exchange, code: u16, mut verdict: Verdict, details: &'static str) -> Box<LocalReply> {
+        if ex.request.is_grpc() {
+            // The body becomes grpc-message.
+            verdict.set.retain(|(name, _)| !name.eq_ignore_ascii_case("content-length"));
+        }
         let mut body = verdict.body;
         if self.0.max_denied_body > 0 {
             body.truncate(self.0.max_denied_body);

@@ -12,6 +12,7 @@ use nuncio_core::stats::Counter;
 use nuncio_matcher::{MetadataMatcher, RuntimeFraction};
 use nuncio_proto::envoy::config::core::v3::{ApiVersion, GrpcService, RuntimeFeatureFlag};
 use nuncio_proto::envoy::extensions::filters::http::ext_authz::v3 as proto;
+use nuncio_proto::envoy::r#type::v3::{HttpStatus, StatusCode};
 use nuncio_route::MutationRules;
 use proto::ext_authz::Services;
 use std::collections::BTreeMap;
@@ -108,9 +109,16 @@ fn buffering(p: &proto::BufferSettings, at: &At<'_>, report: &mut Report) -> Opt
     Some(Buffering { max: usize::try_from(p.max_request_bytes).unwrap_or(usize::MAX), partial: p.allow_partial_message })
 }
 
-/// 403 unless the configuration names an HTTP status, as Envoy's `toErrorCode`: anything that is no error counts as 403.
-fn status(status: Option<&nuncio_proto::envoy::r#type::v3::HttpStatus>) -> u16 {
-    status.and_then(|s| u16::try_from(s.code).ok()).filter(|s| (400..600).contains(s)).unwrap_or(403)
+/// The status of `HttpStatus`, one that Envoy's API names; refused otherwise. Outer none: refused.
+pub fn http_status(status: Option<&HttpStatus>, at: &At<'_>, report: &mut Report) -> Option<Option<u16>> {
+    let Some(status) = status else { return Some(None) };
+    match (StatusCode::try_from(status.code), u16::try_from(status.code)) {
+        (Ok(known), Ok(code)) if known != StatusCode::Empty => Some(Some(code)),
+        _ => {
+            report.error(&at.field("code"), status.code.to_string(), "give a status that StatusCode names");
+            None
+        }
+    }
 }
 
 impl Settings {
@@ -147,6 +155,8 @@ impl Settings {
             Some(rules) => Some(MutationRules::compile(rules, &at.field("decoder_header_mutation_rules"), report)?),
             None => None,
         };
+        let status_on_error = http_status(p.status_on_error.as_ref(), &at.field("status_on_error"), report)?;
+        let status_on_error = status_on_error.filter(|code| *code >= 200).unwrap_or(403);
         let attributes = attributes(p, is_http, server, at, report)?;
         let cluster_prefix = match p.stat_prefix.as_str() {
             "" => "ext_authz.".to_string(),
@@ -161,7 +171,7 @@ impl Settings {
             failure_mode_header: p.failure_mode_allow_header_add,
             buffering,
             clear_route_cache: p.clear_route_cache,
-            status_on_error: status(p.status_on_error.as_ref()),
+            status_on_error,
             enabled,
             enabled_metadata,
             deny_at_disable: p.deny_at_disable.clone(),

@@ -6,6 +6,7 @@
 use super::Fetches;
 use super::jwks::{self, Jwks};
 use crate::config::duration;
+use crate::shared::Shared;
 use arc_swap::{ArcSwapOption, Guard};
 use http::Method;
 use nuncio_callout::{FetchOptions, HttpTarget, compile_retry, fetch};
@@ -32,6 +33,13 @@ pub struct Remote {
     cache_duration: Duration,
     after_failure: Duration,
     is_async: bool,
+    state: Arc<State>,
+    stats: Fetches,
+}
+
+/// What was fetched from one place. Whoever fetches from there shares it, from one update of the configuration to the next.
+#[derive(Debug)]
+struct State {
     current: ArcSwapOption<Jwks>,
     started: Instant,
     /// Milliseconds since `started`: until then the keys need no look at the server. 0 before the first fetch.
@@ -42,7 +50,32 @@ pub struct Remote {
     ended: AtomicU64,
     /// Held by whoever fetches; one at a time, however many workers and requests want it.
     turn: Mutex<()>,
-    stats: Fetches,
+}
+
+static STATES: Shared<State> = Shared::new();
+
+impl State {
+    fn new() -> Self {
+        Self {
+            current: ArcSwapOption::empty(),
+            started: Instant::now(),
+            fresh_until: AtomicU64::new(0),
+            refresh_at: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+            turn: Mutex::default(),
+        }
+    }
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+    fn after(&self, time: Duration) -> u64 {
+        self.now().saturating_add(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)).max(1)
+    }
+    /// Time until keys that are there should be fetched again; none if it is time.
+    fn not_due(&self) -> Option<Duration> {
+        let left = self.refresh_at.load(Ordering::Relaxed).checked_sub(self.now()).filter(|left| *left > 0)?;
+        self.current.load().is_some().then(|| Duration::from_millis(left))
+    }
 }
 
 impl Remote {
@@ -66,19 +99,15 @@ impl Remote {
             cx.report.error(&at.field("cache_duration"), format!("{cache_duration:?}"), "give 1 ms or more");
             return None;
         }
+        let place = format!("{} {} {} {}", target.slot.name, target.scheme, target.authority, target.path);
         let compiled = Arc::new(Self {
             provider: provider.into(),
-            options: FetchOptions { timeout: Some(target.timeout), max_body: jwks::MAX_BYTES, retry, envoy_headers: true },
+            options: FetchOptions { timeout: Some(target.timeout), max_body: jwks::MAX_BYTES, retry, ..FetchOptions::default() },
             target,
             cache_duration,
             after_failure: after_failure.max(Duration::from_millis(1)),
             is_async: remote.async_fetch.is_some(),
-            current: ArcSwapOption::empty(),
-            started: Instant::now(),
-            fresh_until: AtomicU64::new(0),
-            refresh_at: AtomicU64::new(0),
-            ended: AtomicU64::new(0),
-            turn: Mutex::default(),
+            state: STATES.get(place, State::new),
             stats,
         });
         if compiled.is_async {
@@ -86,8 +115,11 @@ impl Remote {
             background::spawn(move || {
                 tokio::task::spawn_local(async move {
                     while let Some(remote) = weak.upgrade() {
-                        let good = remote.attempt().await;
-                        let wait = if good { remote.ahead() } else { remote.after_failure };
+                        let wait = match remote.state.not_due() {
+                            Some(left) => left.min(remote.ahead()),
+                            None if remote.attempt().await => remote.ahead(),
+                            None => remote.after_failure,
+                        };
                         drop(remote);
                         tokio::time::sleep(wait).await;
                     }
@@ -98,30 +130,24 @@ impl Remote {
     }
     /// The keys that were fetched last.
     pub fn load(&self) -> Guard<Option<Arc<Jwks>>> {
-        self.current.load()
+        self.state.current.load()
     }
     /// Time from a fetch to the next one.
     fn ahead(&self) -> Duration {
         if self.cache_duration > AHEAD { self.cache_duration - AHEAD } else { self.cache_duration }
     }
-    fn now(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-    fn after(&self, time: Duration) -> u64 {
-        self.now().saturating_add(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)).max(1)
-    }
     /// Whether the keys can be used without a fetch before. If they are about to be out of date, one is started beside it.
     pub fn is_fresh(self: &Arc<Self>) -> bool {
         if self.is_async {
-            return self.current.load().is_some();
+            return self.state.current.load().is_some();
         }
-        let now = self.now();
-        if now >= self.fresh_until.load(Ordering::Relaxed) {
+        let now = self.state.now();
+        if now >= self.state.fresh_until.load(Ordering::Relaxed) {
             return false;
         }
-        let due = self.refresh_at.load(Ordering::Relaxed);
+        let due = self.state.refresh_at.load(Ordering::Relaxed);
         // Whoever moves the time on is the one that fetches.
-        let mine = || self.refresh_at.compare_exchange(due, u64::MAX, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        let mine = || self.state.refresh_at.compare_exchange(due, u64::MAX, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if now >= due && mine() {
             let remote = self.clone();
             tokio::task::spawn_local(async move { remote.attempt().await });
@@ -131,7 +157,7 @@ impl Remote {
     /// Fetches, or waits for a fetch that is under way. Whether there are keys then, be they old ones.
     pub async fn fetch(self: &Arc<Self>) -> bool {
         let good = self.attempt().await;
-        if !good && self.current.load().is_some() {
+        if !good && self.state.current.load().is_some() {
             self.stats.stale.inc();
             return true;
         }
@@ -139,9 +165,9 @@ impl Remote {
     }
     /// One fetch; whether it gave keys.
     async fn attempt(&self) -> bool {
-        let before = self.ended.load(Ordering::Acquire);
-        let _turn = self.turn.lock().await;
-        let ended = self.ended.load(Ordering::Acquire);
+        let before = self.state.ended.load(Ordering::Acquire);
+        let _turn = self.state.turn.lock().await;
+        let ended = self.state.ended.load(Ordering::Acquire);
         if ended != before {
             return ended & 1 == 1;
         }
@@ -157,14 +183,14 @@ impl Remote {
         let good = match keys {
             Ok(keys) => {
                 self.stats.success.inc();
-                self.current.store(Some(Arc::new(keys)));
-                self.fresh_until.store(self.after(self.cache_duration), Ordering::Relaxed);
-                self.refresh_at.store(self.after(self.ahead()), Ordering::Relaxed);
+                self.state.current.store(Some(Arc::new(keys)));
+                self.state.fresh_until.store(self.state.after(self.cache_duration), Ordering::Relaxed);
+                self.state.refresh_at.store(self.state.after(self.ahead()), Ordering::Relaxed);
                 true
             }
             Err(why) => {
                 self.stats.failed.inc();
-                let kept = self.current.load().is_some();
+                let kept = self.state.current.load().is_some();
                 let then = if kept { "the keys of the last fetch stay in use" } else { "there are no keys" };
                 log::warn!(
                     "jwt_authn: keys of provider {} cannot be fetched from {}{}: {why}; {then}",
@@ -173,15 +199,15 @@ impl Remote {
                     self.target.path
                 );
                 if kept {
-                    let next = self.after(self.after_failure);
-                    self.fresh_until.fetch_max(next, Ordering::Relaxed);
-                    self.refresh_at.store(next, Ordering::Relaxed);
+                    let next = self.state.after(self.after_failure);
+                    self.state.fresh_until.fetch_max(next, Ordering::Relaxed);
+                    self.state.refresh_at.store(next, Ordering::Relaxed);
                 }
                 false
             }
         };
         // The lowest bit says how it ended.
-        self.ended.store(((ended >> 1) + 1) << 1 | u64::from(good), Ordering::Release);
+        self.state.ended.store(((ended >> 1) + 1) << 1 | u64::from(good), Ordering::Release);
         good
     }
 }

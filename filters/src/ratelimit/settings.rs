@@ -2,7 +2,7 @@
 //! Source: `envoy/extensions/filters/http/ratelimit/v3/rate_limit.proto`.
 
 use crate::config::{decode, duration};
-use crate::ext_authz::settings::check_version;
+use crate::ext_authz::settings::{check_version, http_status};
 use crate::rate_limit::{Limit, percent};
 use nuncio_callout::GrpcClient;
 use nuncio_core::diag::{At, Report};
@@ -85,9 +85,9 @@ pub fn service(
     Some(client.with_timeout(Some(timeout).filter(|t| !t.is_zero())))
 }
 
-/// An error status, or `default`, as Envoy's `toErrorCode`.
-fn error_code(status: Option<&HttpStatus>, default: u16) -> u16 {
-    status.and_then(|s| u16::try_from(s.code).ok()).filter(|s| (400..600).contains(s)).unwrap_or(default)
+/// An error status, or `default` if it is none, as Envoy's `toErrorCode`. None: refused.
+fn error_code(status: Option<&HttpStatus>, default: u16, at: &At<'_>, report: &mut Report) -> Option<u16> {
+    Some(http_status(status, at, report)?.filter(|s| (400..600).contains(s)).unwrap_or(default))
 }
 
 impl Settings {
@@ -122,6 +122,8 @@ impl Settings {
             Some(fraction) => Deny::Fraction(fraction),
             None => Deny::Fixed(p.failure_mode_deny),
         };
+        let status = error_code(p.rate_limited_status.as_ref(), 429, &at.field("rate_limited_status"), report)?;
+        let status_on_error = error_code(p.status_on_error.as_ref(), 500, &at.field("status_on_error"), report)?;
         let client = service(p.rate_limit_service.as_ref(), p.timeout.as_ref(), server, at, report)?;
         let limits = Limit::compile_list(&p.rate_limits, server, &at.field("rate_limits"), report)?;
         let response_headers =
@@ -136,8 +138,8 @@ impl Settings {
             grpc_status: p.rate_limited_as_resource_exhausted.then_some(8),
             show_headers: p.enable_x_ratelimit_headers == proto::rate_limit::XRateLimitHeadersRfcVersion::DraftVersion03 as i32,
             show_limited: !p.disable_x_envoy_ratelimited_header,
-            status: error_code(p.rate_limited_status.as_ref(), 429),
-            status_on_error: error_code(p.status_on_error.as_ref(), 500),
+            status,
+            status_on_error,
             response_headers,
             enabled,
             enforced,

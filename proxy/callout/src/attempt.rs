@@ -18,6 +18,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 const X_ENVOY_INTERNAL: HeaderName = HeaderName::from_static("x-envoy-internal");
+const X_ENVOY_UPSTREAM_SERVICE_TIME: HeaderName = HeaderName::from_static("x-envoy-upstream-service-time");
 const X_ENVOY_UPSTREAM_CANARY: HeaderName = HeaderName::from_static("x-envoy-upstream-canary");
 /// Body bytes for which room is made at once; a larger announced length is not trusted.
 const TRUSTED: usize = 64 * 1024;
@@ -40,8 +41,18 @@ impl<'a> Reporter<'a> {
     pub fn new(cluster: &'a Arc<Cluster>) -> Self {
         Self { cluster, started: Instant::now() }
     }
-    /// A response began.
+    /// A response began, and it is the caller's.
     pub fn response(&self, request: &RequestHead, host: &Host, head: &ResponseHead) {
+        self.judge(request, host, head);
+        let canary = host.canary() || head.headers.get(&X_ENVOY_UPSTREAM_CANARY).is_some_and(|v| v.as_bytes() == b"true");
+        let charge = Charge { internal: request.headers.contains(&X_ENVOY_INTERNAL), canary, zones: None };
+        let stats = self.cluster.stats();
+        // Unlike the router's requests, those of the proxy's own count as their HTTP status, whatever gRPC says.
+        stats.charge_response(head.status.as_u16(), &charge);
+        stats.charge_time(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX), &charge);
+    }
+    /// What a response says of its host.
+    fn judge(&self, request: &RequestHead, host: &Host, head: &ResponseHead) {
         let code = match grpc_status(head) {
             Some(status) if request.is_grpc() => http_from_grpc(status),
             _ => head.status.as_u16(),
@@ -49,11 +60,6 @@ impl<'a> Reporter<'a> {
         self.cluster.report(host, Outcome::HttpCode(code));
         let counter = if code >= 500 { &host.stats.rq_error } else { &host.stats.rq_success };
         counter.fetch_add(1, Relaxed);
-        let canary = host.canary() || head.headers.get(&X_ENVOY_UPSTREAM_CANARY).is_some_and(|v| v.as_bytes() == b"true");
-        let charge = Charge { internal: request.headers.contains(&X_ENVOY_INTERNAL), canary, zones: None };
-        let stats = self.cluster.stats();
-        stats.charge_response(code, &charge);
-        stats.charge_time(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX), &charge);
     }
     /// The router would have answered with `code` itself.
     pub fn local(&self, request: Option<&RequestHead>, host: Option<&Host>, code: u16) {
@@ -109,20 +115,27 @@ impl<'a> Attempts<'a> {
             };
             self.tried.borrow_mut().push(host.clone());
             let per_try = self.options.retry.as_ref().and_then(|p| p.per_try_timeout);
+            let began = Instant::now();
             let attempt = self.begin(&host, &request, &body);
             let result = match per_try {
                 None => Ok(attempt.await),
                 Some(limit) => tokio::time::timeout(limit, attempt).await,
             };
             match result {
-                Ok(Ok((head, stream))) => {
-                    self.reporter.response(&request, &host, &head);
+                Ok(Ok((mut head, stream))) => {
                     if self.again(&mut retry, &Failure::Response(&head), &mut guard) {
+                        self.reporter.judge(&request, &host, &head);
+                        self.reporter.cluster.stats().charge_retried(head.status.as_u16());
                         drop(stream);
                         self.pause(&retry, Some(&head)).await;
                         continue;
                     }
+                    self.reporter.response(&request, &host, &head);
                     self.answered.set(true);
+                    if self.options.envoy_headers {
+                        let millis = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+                        head.headers.insert(X_ENVOY_UPSTREAM_SERVICE_TIME, millis.into());
+                    }
                     return self.collect(head, stream).await;
                 }
                 Ok(Err(Failed { error, processed })) => {
@@ -174,8 +187,13 @@ impl<'a> Attempts<'a> {
 
     /// Whether to try once more; takes a place among the cluster's retries.
     fn again(&self, retry: &mut Option<RetryState>, failure: &Failure<'_>, guard: &mut Option<RetryGuard>) -> bool {
-        let Some(state) = retry.as_mut().filter(|s| s.wants(failure)) else { return false };
         let traffic = &self.reporter.cluster.stats().traffic;
+        let Some(state) = retry.as_mut().filter(|s| s.wants(failure)) else {
+            if guard.is_some() {
+                traffic.upstream_rq_retry_success.inc();
+            }
+            return false;
+        };
         if state.is_exhausted() {
             traffic.upstream_rq_retry_limit_exceeded.inc();
             return false;

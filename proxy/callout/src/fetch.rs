@@ -27,14 +27,16 @@ pub struct FetchOptions {
     pub max_body: usize,
     /// When to try again; see [`crate::compile_retry`].
     pub retry: Option<Arc<RetryPolicy>>,
-    /// Whether `x-envoy-internal`, `x-forwarded-for` and `x-envoy-expected-rq-timeout-ms` are added, as Envoy does.
+    /// Whether `x-envoy-internal` and `x-envoy-expected-rq-timeout-ms` are added, as Envoy does.
     pub envoy_headers: bool,
+    /// Whether our address is appended to `x-forwarded-for`.
+    pub forwarded_for: bool,
 }
 
 impl Default for FetchOptions {
     /// No retries, 1 MiB of body, and the timeout that Envoy's router has if nobody sets one.
     fn default() -> Self {
-        Self { timeout: Some(Duration::from_secs(15)), max_body: 1 << 20, retry: None, envoy_headers: true }
+        Self { timeout: Some(Duration::from_secs(15)), max_body: 1 << 20, retry: None, envoy_headers: true, forwarded_for: true }
     }
 }
 
@@ -49,6 +51,14 @@ pub(crate) fn cluster_of(slot: &ClusterSlot) -> Result<Arc<Cluster>, CalloutErro
 /// Adds what Envoy adds to requests of its own.
 pub(crate) fn envoy_headers(head: &mut RequestHead, timeout: Option<Duration>) {
     head.headers.insert(X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
+    if let Some(timeout) = timeout {
+        let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        head.headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, HeaderValue::from(millis));
+    }
+}
+
+/// Appends our address to `x-forwarded-for`.
+pub(crate) fn forwarded_for(head: &mut RequestHead) {
     let mut forwarded = joined(&head.headers, &X_FORWARDED_FOR).map(std::borrow::Cow::into_owned).unwrap_or_default();
     if !forwarded.is_empty() {
         forwarded.push(b',');
@@ -56,10 +66,6 @@ pub(crate) fn envoy_headers(head: &mut RequestHead, timeout: Option<Duration>) {
     forwarded.extend_from_slice(local_address().to_string().as_bytes());
     if let Ok(value) = HeaderValue::from_bytes(&forwarded) {
         head.headers.insert(X_FORWARDED_FOR, value);
-    }
-    if let Some(timeout) = timeout {
-        let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        head.headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, HeaderValue::from(millis));
     }
 }
 
@@ -90,7 +96,11 @@ pub(crate) async fn exchange(
         return Err(CalloutError::Dropped);
     }
     if options.envoy_headers {
-        envoy_headers(&mut request, options.timeout);
+        let per_try = options.retry.as_ref().and_then(|r| r.per_try_timeout);
+        envoy_headers(&mut request, options.timeout.into_iter().chain(per_try).min());
+    }
+    if options.forwarded_for {
+        forwarded_for(&mut request);
     }
     let attempts = Attempts::new(&cluster, options);
     let run = attempts.run(request, body);

@@ -172,6 +172,7 @@ impl GrpcClient {
             max_body: self.max_message.saturating_add(64),
             retry: self.retry.clone(),
             envoy_headers: self.envoy_headers,
+            forwarded_for: self.envoy_headers,
         };
         let answer = fetch::exchange(&self.slot, head, frame::encode(question), &options).await?;
         read(&answer, self.max_message)
@@ -186,6 +187,7 @@ impl GrpcClient {
         let mut head = self.head(path, None, cx);
         if self.envoy_headers {
             fetch::envoy_headers(&mut head, None);
+            fetch::forwarded_for(&mut head);
         }
         GrpcStream::open(&self.slot, head, self.max_message).await
     }

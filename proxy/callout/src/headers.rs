@@ -57,9 +57,12 @@ impl AddedHeaders {
     pub fn append(&self, cx: Option<&FormatContext<'_>>, headers: &mut Headers) {
         self.each(cx, |name, value| headers.append(name.clone(), value));
     }
-    /// Sets the headers in `headers`, in place of what is there.
+    /// Sets the headers in `headers`: what is there of the same name goes, and they come last.
     pub fn set(&self, cx: Option<&FormatContext<'_>>, headers: &mut Headers) {
-        self.each(cx, |name, value| headers.insert(name.clone(), value));
+        self.each(cx, |name, value| {
+            headers.remove(name);
+            headers.append(name.clone(), value);
+        });
     }
     fn each(&self, cx: Option<&FormatContext<'_>>, mut put: impl FnMut(&HeaderName, HeaderValue)) {
         for (name, value) in &self.0 {

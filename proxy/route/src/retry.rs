@@ -207,13 +207,17 @@ impl RetryPolicy {
                 .clone()
                 .map(|retry_priority::ConfigType::TypedConfig(any)| route::retry_priority::ConfigType::TypedConfig(any)),
         });
+        // Unlike a route's: a second between attempts by default, and an attempt takes no longer than the longest pause.
+        let default = nuncio_proto::Duration { seconds: 1, nanos: 0 };
+        let back_off = policy.retry_back_off.unwrap_or_default();
+        let base = back_off.base_interval.unwrap_or(default);
+        let tenfold = Duration::try_from(base).ok().and_then(|b| nuncio_proto::Duration::try_from(b.saturating_mul(10)).ok());
+        let max = back_off.max_interval.or(tenfold);
         let converted = proto::RetryPolicy {
+            per_try_timeout: max,
             retry_on: if policy.retry_on.is_empty() { retry_on.to_string() } else { policy.retry_on.clone() },
             num_retries: policy.num_retries,
-            retry_back_off: policy
-                .retry_back_off
-                .as_ref()
-                .map(|b| route::RetryBackOff { base_interval: b.base_interval, max_interval: b.max_interval }),
+            retry_back_off: Some(route::RetryBackOff { base_interval: Some(base), max_interval: max }),
             retry_priority: priority,
             retry_host_predicate: hosts.collect(),
             host_selection_retry_max_attempts: policy.host_selection_retry_max_attempts,
@@ -257,9 +261,6 @@ impl RetryPolicy {
                 Ok(code) => retriable_status_codes.push(code),
                 Err(_) => return cx.refuse(&at.field("retriable_status_codes").index(i), code.to_string(), "give an HTTP status code"),
             }
-        }
-        if policy.refresh_cluster_on_retry {
-            cx.report.warning(&at.field("refresh_cluster_on_retry"), "true", "retries stay with the cluster of the first attempt");
         }
         let attempts = u32::try_from(policy.host_selection_retry_max_attempts.max(1)).unwrap_or(u32::MAX);
         Some(Arc::new(Self {
