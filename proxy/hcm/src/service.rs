@@ -75,7 +75,13 @@ impl HttpConnection {
                 return self.reply(active, *reply);
             }
             match router::run(&mut active, &mut streams).await {
-                Ok(Answered::Response) => return self.respond(active),
+                Ok(Answered::Response) => {
+                    let filters = config.chain(active.upgrade);
+                    if filters.needs(Needs::RESPONSE_BODY) {
+                        filters.hold_response(&mut active.ex).await;
+                    }
+                    return self.respond(active);
+                }
                 Ok(Answered::Redirected(body)) => active = active.redirected(body),
                 Err(reply) => return self.reply(active, *reply),
             }
