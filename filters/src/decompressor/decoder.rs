@@ -106,11 +106,10 @@ impl Library {
     pub fn decoder(&self) -> Option<Decoder> {
         Some(match self.encoding {
             "gzip" => Decoder::Gzip(Box::new(flate2::write::MultiGzDecoder::new(Vec::new())), false),
-            "br" => Decoder::Brotli(Box::new(brotli::BrotliState::new(
-                brotli::enc::StandardAlloc::default(),
-                brotli::enc::StandardAlloc::default(),
-                brotli::enc::StandardAlloc::default(),
-            ))),
+            "br" => {
+                let alloc = brotli::enc::StandardAlloc::default;
+                Decoder::Brotli(Box::new(brotli::BrotliState::new(alloc(), alloc(), alloc())), false)
+            }
             _ => {
                 let mut decoder = match &self.dictionary {
                     Some(dictionary) => ZstdDecoder::with_dictionary(dictionary).ok()?,
@@ -129,7 +128,8 @@ type BrotliState = brotli::BrotliState<brotli::enc::StandardAlloc, brotli::enc::
 pub enum Decoder {
     /// Whether there was any input.
     Gzip(Box<flate2::write::MultiGzDecoder<Vec<u8>>>, bool),
-    Brotli(Box<BrotliState>),
+    /// Whether there was any input.
+    Brotli(Box<BrotliState>, bool),
     /// Whether a frame is incomplete.
     Zstd(Box<ZstdDecoder<'static>>, bool),
 }
@@ -149,7 +149,8 @@ impl Decoder {
                 decoder.write_all(&piece).and_then(|()| decoder.flush()).map_err(|_| Broken)?;
                 Ok(std::mem::take(decoder.get_mut()))
             }
-            Self::Brotli(state) => {
+            Self::Brotli(state, begun) => {
+                *begun |= !input.is_empty();
                 let mut out = vec![0; OUTPUT];
                 let (mut available_in, mut read, mut available_out, mut written) = (input.len(), 0, OUTPUT, 0);
                 let mut total = 0;
@@ -190,9 +191,10 @@ impl Decoder {
     /// What is left when the input has ended; broken if it ended too early.
     pub fn finish(self) -> Result<Vec<u8>, Broken> {
         match self {
-            Self::Gzip(_, false) => Ok(Vec::new()),
+            // Nothing at all is an empty body.
+            Self::Gzip(_, false) | Self::Brotli(_, false) => Ok(Vec::new()),
             Self::Gzip(decoder, true) => decoder.finish().map_err(|_| Broken),
-            Self::Brotli(mut state) => {
+            Self::Brotli(mut state, true) => {
                 match brotli::BrotliDecompressStream(&mut 0, &mut 0, &[], &mut 0, &mut 0, &mut [], &mut 0, &mut state) {
                     brotli::BrotliResult::ResultSuccess => Ok(Vec::new()),
                     _ => Err(Broken),

@@ -1,6 +1,7 @@
 //! Permissions and principals: one kind of rule, because both are conditions on the same subject. Compiled on the control thread;
 //! `matches` is called by any worker. Source: `envoy/config/rbac/v3/rbac.proto`, Envoy's `filters/common/rbac/matchers.cc`.
 
+use crate::dynamic_forward_proxy::{UPSTREAM_ADDRESS, UpstreamAddress};
 use nuncio_core::diag::{At, Report};
 use nuncio_core::info::CertInfo;
 use nuncio_core::views::RouteView;
@@ -9,6 +10,7 @@ use nuncio_matcher::path::without_query;
 use nuncio_matcher::{Cidr, FilterStateMatcher, HeaderMatcher, MetadataMatcher, PathMatcher, StringMatcher, UriTemplate};
 use nuncio_proto::envoy::config::core::v3::{CidrRange, TypedExtensionConfig};
 use nuncio_proto::envoy::config::rbac::v3 as proto;
+use nuncio_proto::envoy::extensions::rbac::matchers::upstream_ip_port::v3::UpstreamIpPortMatcher;
 use nuncio_proto::envoy::extensions::rbac::principals::mtls_authenticated::v3::Config as MtlsConfig;
 use nuncio_proto::envoy::extensions::transport_sockets::tls::v3::subject_alt_name_matcher::SanType;
 use nuncio_proto::envoy::r#type::matcher::v3::MetadataMatcher as MetadataProto;
@@ -19,7 +21,7 @@ use proto::MetadataSource;
 use proto::permission::Rule as P;
 use proto::principal::Identifier as I;
 use std::borrow::Cow;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 /// What is asked for: a request, or a connection.
 #[derive(Clone, Copy)]
@@ -79,6 +81,11 @@ pub enum Rule {
     /// TLS; with a name, a certificate that bears it.
     Authenticated(Option<StringMatcher>),
     FilterState(FilterStateMatcher),
+    /// Where the dynamic forward proxy found the request's host to be.
+    Upstream {
+        range: Option<Cidr>,
+        ports: Option<RangeInclusive<i64>>,
+    },
     /// A certificate that a CA vouches for; with a name, one that bears it.
     Mtls(Option<(SanType, StringMatcher)>),
 }
@@ -140,7 +147,7 @@ impl Compiler<'_> {
             Some(P::RequestedServerName(name)) => {
                 Rule::ServerName(StringMatcher::compile(name, &at.field("requested_server_name"), self.report)?)
             }
-            Some(P::Matcher(extension)) => return self.unknown(extension, "RBAC matcher", &at.field("matcher")),
+            Some(P::Matcher(extension)) => return self.matcher(extension, &at.field("matcher")),
             None => return self.refuse(at, "no rule", "set one"),
         })
     }
@@ -193,24 +200,40 @@ impl Compiler<'_> {
             Err(_) => self.refuse(&at.field("metadata_source"), source.to_string(), "use DYNAMIC or ROUTE"),
         }
     }
-    fn unknown(&mut self, extension: &TypedExtensionConfig, kind: &str, at: &At<'_>) -> Option<Rule> {
+    fn unknown<T>(&mut self, extension: &TypedExtensionConfig, kind: &str, at: &At<'_>) -> Option<T> {
         let type_url = extension.typed_config.as_ref().map_or("", |any| any.type_url.as_str());
         let name = type_url.rsplit('/').next().filter(|n| !n.is_empty()).unwrap_or(&extension.name);
         self.report.unsupported(at, format_args!("{kind} {name}"));
         None
     }
-    fn custom(&mut self, extension: &TypedExtensionConfig, at: &At<'_>) -> Option<Rule> {
+    fn matcher(&mut self, extension: &TypedExtensionConfig, at: &At<'_>) -> Option<Rule> {
+        let config = self.unpack::<UpstreamIpPortMatcher>(extension, "RBAC matcher", at)?;
+        let at = at.field("typed_config");
+        if config.upstream_ip.is_none() && config.upstream_port_range.is_none() {
+            return self.refuse(&at, "neither field", "set upstream_ip, upstream_port_range or both");
+        }
+        let range = match &config.upstream_ip {
+            Some(range) => Some(self.cidr(range, &at.field("upstream_ip"))?),
+            None => None,
+        };
+        // Its end is inclusive, unlike that of other ranges.
+        Some(Rule::Upstream { range, ports: config.upstream_port_range.map(|ports| ports.start..=ports.end) })
+    }
+    fn unpack<T: Message + Name + Default>(&mut self, extension: &TypedExtensionConfig, kind: &str, at: &At<'_>) -> Option<T> {
         let any = extension.typed_config.clone().unwrap_or_default();
         let config = match typed::unpack(&any) {
-            Ok(typed) if typed.name == MtlsConfig::full_name() => MtlsConfig::decode(typed.value.as_ref()).map_err(|e| e.to_string()),
-            Ok(_) => return self.unknown(extension, "principal", at),
+            Ok(typed) if typed.name == T::full_name() => T::decode(typed.value.as_ref()).map_err(|e| e.to_string()),
+            Ok(_) => return self.unknown(extension, kind, at),
             Err(why) => Err(why),
         };
+        match config {
+            Ok(config) => Some(config),
+            Err(why) => self.refuse(&at.field("typed_config"), why, "give a valid configuration"),
+        }
+    }
+    fn custom(&mut self, extension: &TypedExtensionConfig, at: &At<'_>) -> Option<Rule> {
+        let config = self.unpack::<MtlsConfig>(extension, "principal", at)?;
         let at = at.field("typed_config");
-        let config = match config {
-            Ok(config) => config,
-            Err(why) => return self.refuse(&at, why, "give a valid configuration"),
-        };
         let Some(san) = &config.san_matcher else {
             return match config.any_validated_client_certificate {
                 true => Some(Rule::Mtls(None)),
@@ -269,6 +292,13 @@ impl Rule {
             Self::Authenticated(None) => connection.tls.is_some(),
             Self::Authenticated(Some(name)) => connection.tls.is_some() && has_name(subject.certificate(), name),
             Self::FilterState(matcher) => matcher.matches(info),
+            Self::Upstream { range, ports } => {
+                let state = info.filter_state.get_as::<UpstreamAddress>(UPSTREAM_ADDRESS);
+                state.and_then(|s| s.0.socket()).is_some_and(|address| {
+                    range.as_ref().is_none_or(|r| r.contains(address.ip()))
+                        && ports.as_ref().is_none_or(|p| p.contains(&i64::from(address.port())))
+                })
+            }
             Self::Mtls(san) => {
                 connection.tls.as_ref().is_some_and(|tls| tls.peer_validated)
                     && san.as_ref().is_none_or(|(kind, matcher)| subject.certificate().is_some_and(|c| has_san(c, *kind, matcher)))

@@ -151,7 +151,7 @@ fn wrong_rules_are_refused() {
         ("policies: {p: {permissions: [{destination_port_range: {start: 9, end: 9}}], principals: [{any: true}]}}", "9 to 9"),
         (
             "policies: {p: {permissions: [{matcher: {name: upstream, typed_config: {'@type': type.googleapis.com/envoy.extensions.rbac.matchers.upstream_ip_port.v3.UpstreamIpPortMatcher}}}], principals: [{any: true}]}}",
-            "UpstreamIpPortMatcher",
+            "neither field",
         ),
         (
             "policies: {p: {permissions: [{any: true}], principals: [{custom: {name: m, typed_config: {'@type': type.googleapis.com/envoy.extensions.rbac.principals.mtls_authenticated.v3.Config}}}]}}",
@@ -245,6 +245,32 @@ fn names_of_certificates() {
         let info = StreamInfo::new(Rc::new(ConnectionInfo { tls, ..kit::connection() }), None);
         let subject = Subject { request: None, info: &info, route: None };
         assert_eq!(engine.decide(&subject).allowed, wanted, "{principal}");
+    }
+}
+
+#[tokio::test]
+async fn addresses_of_upstreams() {
+    let server = kit::server(Default::default());
+    let matcher = |fields: &str| {
+        let kind = "envoy.extensions.rbac.matchers.upstream_ip_port.v3.UpstreamIpPortMatcher";
+        policy(&format!("{{matcher: {{name: m, typed_config: {{'@type': type.googleapis.com/{kind}, {fields}}}}}}}"))
+    };
+    for (fields, address, wanted) in [
+        ("upstream_ip: {address_prefix: 10.0.0.0, prefix_len: 8}", Some("10.1.1.1:80"), true),
+        ("upstream_ip: {address_prefix: 10.0.0.0, prefix_len: 8}", Some("11.1.1.1:80"), false),
+        ("upstream_ip: {address_prefix: 10.0.0.0, prefix_len: 8}", None, false),
+        ("upstream_port_range: {start: 79, end: 80}", Some("11.1.1.1:80"), true),
+        ("upstream_ip: {address_prefix: 10.0.0.0, prefix_len: 8}, upstream_port_range: {start: 81, end: 90}", Some("10.1.1.1:80"), false),
+    ] {
+        let allow = filter(&format!("rules: {{policies: {{p: {}}}}}", matcher(fields)), &server);
+        let mut ex = request("/", &[]);
+        if let Some(address) = address {
+            let address = nuncio_core::Address::Ip(address.parse().unwrap());
+            ex.info
+                .filter_state
+                .set(crate::dynamic_forward_proxy::UPSTREAM_ADDRESS, Arc::new(crate::dynamic_forward_proxy::UpstreamAddress(address)));
+        }
+        assert_eq!(run(&allow, ex).await.0.is_none(), wanted, "{fields} {address:?}");
     }
 }
 
