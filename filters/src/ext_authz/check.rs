@@ -1,4 +1,4 @@
-//! `CheckRequest`: what the authorization service is told of a request or connection. Built on a worker.
+//! `CheckRequest`: what the authorization service is told of a request. Built on a worker.
 //! Source: `envoy/service/auth/v3/attribute_context.proto`, Envoy's `CheckRequestUtils`.
 
 use auth::attribute_context::{HttpRequest, Peer, Request, TlsSession};
@@ -210,23 +210,5 @@ impl Attributes {
                 .filter_map(|n| Some((n.clone(), all.typed_filter_metadata.get(n)?.clone())))
                 .collect(),
         }
-    }
-
-    /// What the service is asked about a connection.
-    pub fn tcp(&self, info: &nuncio_core::StreamInfo) -> auth::CheckRequest {
-        let connection = &info.connection;
-        let (source, mut destination) = peers(connection, &connection.remote, self.peer_certificate);
-        destination.labels.clone_from(&self.labels);
-        let dynamic = connection.metadata.borrow();
-        let find = |name: &String| Some((name.clone(), info.metadata(name).or_else(|| dynamic.get(name))?.clone()));
-        let metadata = core::Metadata { filter_metadata: self.metadata.iter().filter_map(find).collect(), ..Default::default() };
-        let attributes = auth::AttributeContext {
-            source: Some(source),
-            destination: Some(destination),
-            metadata_context: Some(metadata),
-            tls_session: self.tls_session.then(|| session(connection)),
-            ..Default::default()
-        };
-        auth::CheckRequest { attributes: Some(attributes) }
     }
 }
