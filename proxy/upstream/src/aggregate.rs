@@ -23,6 +23,9 @@ pub(crate) struct AggregateState {
     building: Mutex<()>,
 }
 
+/// A member, and the epoch of its view.
+type Member = (Arc<Cluster>, u64);
+
 /// One priority of the list.
 #[derive(Debug)]
 struct Level {
@@ -34,7 +37,7 @@ struct Level {
 #[derive(Debug)]
 struct Linear {
     /// Each member with the state of endpoints and health that this was built from; none without the cluster.
-    members: Box<[Option<(Arc<Cluster>, u64)>]>,
+    members: Box<[Option<Member>]>,
     levels: Box<[Level]>,
     health: Box<[SetHealth]>,
     loads: Loads,

@@ -104,7 +104,8 @@ impl Cluster {
         let endpoints = self.endpoints();
         let now = millis(now);
         // Every priority, whatever the one before did.
-        if endpoints.sets.iter().fold(false, |changed, set| update_weights(spec, set, now) || changed) {
+        let changed = endpoints.sets.iter().filter(|set| update_weights(spec, set, now)).count();
+        if changed > 0 {
             self.weights_changed();
         }
     }
