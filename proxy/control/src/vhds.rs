@@ -34,6 +34,9 @@ pub struct Discovered {
     scopes: HashMap<Arc<str>, Vec<oneshot::Sender<()>>>,
 }
 
+/// A virtual host by its resource name; none if it is gone.
+type Change = (Arc<str>, Option<VirtualHost>);
+
 struct Table {
     /// As RDS gave it.
     base: RouteConfiguration,
@@ -139,7 +142,7 @@ impl Control {
 
     pub(crate) async fn update_virtual_hosts(self: &Rc<Self>, update: &Update) -> Vec<Refused> {
         let mut refused = Vec::new();
-        let mut changes: BTreeMap<Arc<str>, Vec<(Arc<str>, Option<VirtualHost>)>> = BTreeMap::new();
+        let mut changes: BTreeMap<Arc<str>, Vec<Change>> = BTreeMap::new();
         let bad = |name: &Arc<str>, reason: &str| Refused { name: name.clone(), reason: reason.to_string() };
         for resource in &update.resources {
             let Some(table) = self.discovered.borrow().table_of(&resource.name).cloned() else {
@@ -231,10 +234,8 @@ impl Control {
         match discovered.hosts.get_mut(&alias) {
             Some(waiting) if waiting.len() < MAX_WAITING => waiting.push(done),
             Some(_) => {}
-            None if asked < MAX_ASKED => {
-                if self.subscriptions.demand(Kind::VirtualHost, table, alias.clone()) {
-                    discovered.hosts.insert(alias, vec![done]);
-                }
+            None if asked < MAX_ASKED && self.subscriptions.demand(Kind::VirtualHost, table, alias.clone()) => {
+                discovered.hosts.insert(alias, vec![done]);
             }
             None => {}
         }

@@ -80,6 +80,17 @@ fn runtime_fraction_is_of_the_streams_random_number() {
     assert_eq!(canary(&lab), 50);
 }
 
+/// An address in filter state.
+struct Ip;
+impl nuncio_core::filter_state::StateObject for Ip {
+    fn as_string(&self) -> Option<String> {
+        Some("10.2.3.4:80".to_string())
+    }
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+}
+
 #[test]
 fn tls_metadata_and_filter_state() {
     let lab = routes(
@@ -105,6 +116,8 @@ fn tls_metadata_and_filter_state() {
     let mut info = test_kit::stream_info();
     assert_eq!(name(&info).as_deref(), Some("plain"));
     info.filter_state.set("ip", Arc::new(StringState("10.2.3.4:80".into())));
+    assert_eq!(name(&info).as_deref(), Some("plain"), "a text is no address");
+    info.filter_state.set("ip", Arc::new(Ip));
     assert_eq!(name(&info).as_deref(), Some("ip"));
     info.filter_state.set("k", Arc::new(StringState("v1".into())));
     assert_eq!(name(&info).as_deref(), Some("state"));
