@@ -38,6 +38,7 @@ pub mod stateful_session;
 mod cluster_stats;
 mod config;
 mod whole;
+mod shared;
 mod signing;
 mod watched;
 

@@ -185,3 +185,27 @@ fn keys_are_fetched_before_anybody_asks() {
     eventually("fetches that succeed", || gateway.stat("http.web.jwt_authn.jwks_fetch_success") >= 2);
     assert_eq!(status(address, "/", &[(name, &value)]), 200);
 }
+
+#[test]
+fn a_key_of_the_control_plane_rotates_at_once() {
+    let secret = |version: u32, key: &str| {
+        format!(
+            "version_info: \"{version}\"\nresources:\n- {{\"@type\": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret, name: bob, \
+             generic_secret: {{secret: {{inline_string: {key}}}}}}}\n"
+        )
+    };
+    let source = "{sds: {name: bob, sds_config: {path_config_source: {path: sds.yaml}, resource_api_version: V3}}}";
+    let text = example("api-keys.yaml").replace("{data_source: {inline_string: bob-key}}", source);
+    assert!(text.contains(source));
+    let (admin, port) = (free_port(), free_port());
+    let text = text.replace("port_value: 9901", &format!("port_value: {admin}")).replace("port_value: 8080", &format!("port_value: {port}"));
+    let gateway = Gateway::start(admin, &[("sds.yaml", secret(1, "first-key")), ("bootstrap.yaml", text)]);
+    let address = ([127, 0, 0, 1], port).into();
+    let knows = |key: &str| status(address, "/", &[("x-api-key", key)]) != 401;
+    eventually("the secret", || knows("first-key"));
+    gateway.write("sds.yaml", &secret(2, "second-key"));
+    eventually("the new secret", || knows("second-key"));
+    assert!(!knows("first-key") && knows("acme-key-2024"));
+    let dump = gateway.admin("/config_dump").text();
+    assert!(!dump.contains("first-key") && !dump.contains("second-key"));
+}

@@ -163,7 +163,7 @@ impl Builder {
                     let lines = secret(i).unwrap_or_default();
                     let keys = lines.split(|b| *b == b'\n').map(<[u8]>::trim_ascii).filter(|key| !key.is_empty());
                     // Every key of the list is added, whatever became of those before it.
-                    keys.fold(false, |taken, key| occupied(&mut table.keys, sha256(key), &this) || taken)
+                    keys.filter(|key| occupied(&mut table.keys, sha256(key), &this)).count() > 0
                 }
                 Some(credential::Kind::BasicAuth(basic)) => {
                     if let Some(password) = secret(i) {

@@ -9,6 +9,7 @@ mod tests;
 
 use crate::config::{decode, duration};
 use crate::secret::Made;
+use crate::shared::Shared;
 use crate::signing::{self, Keys};
 use crate::whole::{Collected, collect, too_long};
 use aws_lc_rs::hmac;
@@ -32,6 +33,9 @@ const WINDOW: u64 = 300;
 const MAX_WINDOW: u64 = 86_400;
 const MAX_NONCES: u32 = 100_000;
 const MAX_BODY: u32 = 1024 * 1024;
+
+/// Nonces by the keys that they belong to.
+static NONCES: Shared<Replay> = Shared::new();
 
 /// Factory of `nuncio.filters.http.hmac_auth.v1.HmacAuth`.
 #[derive(Debug)]
@@ -86,7 +90,12 @@ impl HttpFilterFactory for Factory {
             prefix => cx.scope.scope(&format!("hmac_auth.{prefix}.")),
         };
         // A signature may come a window early, and is good until a window after its time.
-        let replay = config.replay.map(|r| Replay::new(r.max_nonces.unwrap_or(MAX_NONCES).max(1) as usize, window * 2 + 1));
+        let replay = config.replay.map(|r| {
+            let (nonces, keep) = (r.max_nonces.unwrap_or(MAX_NONCES).max(1) as usize, window * 2 + 1);
+            let ids: Vec<&str> = config.keys.iter().map(|k| k.id.as_str()).collect();
+            // An update of the configuration forgets no nonce.
+            NONCES.get(format!("{nonces} {keep} {}", ids.join(" ")), || Replay::new(nonces, keep))
+        });
         (!cx.report.has_errors()).then(|| {
             Arc::new(Filter {
                 keys,
@@ -125,7 +134,7 @@ struct Filter {
     required: Box<[HeaderName]>,
     /// Seconds.
     window: u64,
-    replay: Option<Replay>,
+    replay: Option<Arc<Replay>>,
     /// Bytes; none if the body is not signed.
     max_body: Option<usize>,
     allow_missing: bool,

@@ -155,6 +155,8 @@ async fn nonces_count_once() {
     let (filter, server) = compiled(", replay: {}");
     let again = request();
     assert_eq!(detail(&*filter, again.exchange()).await, None);
+    // The same configuration once more, as an update brings it.
+    assert_eq!(detail(&*compiled(", replay: {}").0, again.exchange()).await, denied("replayed"));
     assert_eq!(detail(&*filter, again.exchange()).await, denied("replayed"));
     assert_eq!(detail(&*filter, Request { nonce: "n-2", ..request() }.exchange()).await, None);
     assert_eq!(detail(&*filter, Request { nonce: "", ..request() }.exchange()).await, denied("no_nonce"));

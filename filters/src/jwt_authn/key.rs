@@ -22,7 +22,7 @@ enum Material {
     Rsa(Box<[ParsedPublicKey]>),
     Ec(Algorithm, ParsedPublicKey),
     Ed25519(ParsedPublicKey),
-    Oct([hmac::Key; 3]),
+    Oct(Box<[hmac::Key; 3]>),
 }
 
 /// What an RSA key can do. Keys below 2048 bits are refused, as RFC 7518 wants.
@@ -71,7 +71,7 @@ impl Key {
     /// A shared secret.
     pub fn oct(kid: &str, alg: &str, secret: &[u8]) -> Self {
         let keys = [hmac::HMAC_SHA256, hmac::HMAC_SHA384, hmac::HMAC_SHA512].map(|algorithm| hmac::Key::new(algorithm, secret));
-        Self { kid: kid.into(), alg: alg.into(), material: Material::Oct(keys) }
+        Self { kid: kid.into(), alg: alg.into(), material: Material::Oct(Box::new(keys)) }
     }
     /// Whether the token's `kid` and `alg` let this key be tried.
     fn fits(&self, jwt: &Jwt) -> bool {
@@ -88,7 +88,8 @@ impl Key {
             Material::Ed25519(_) if algorithm != Algorithm::EdDSA => false,
             Material::Ed25519(_) if jwt.signature.len() != 64 => return Status::Ed25519WrongLength,
             Material::Ed25519(key) => key.verify_sig(signed, &jwt.signature).is_ok(),
-            Material::Oct([sha256, sha384, sha512]) => {
+            Material::Oct(forms) => {
+                let [sha256, sha384, sha512] = &**forms;
                 let key = match algorithm {
                     Algorithm::HS256 => sha256,
                     Algorithm::HS384 => sha384,

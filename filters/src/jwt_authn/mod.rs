@@ -99,6 +99,9 @@ pub struct Fetches {
     pub stale: Counter,
 }
 
+/// Requirements by name.
+type Named = Box<[(Box<str>, Requirement)]>;
+
 /// The compiled filter.
 #[derive(Debug)]
 struct Config {
@@ -106,8 +109,8 @@ struct Config {
     providers: Box<[(Box<str>, Provider)]>,
     rules: Box<[(Rule, Option<Requirement>)]>,
     /// Name of the filter state, and requirements by its value.
-    by_state: Option<(Box<str>, Box<[(Box<str>, Requirement)]>)>,
-    by_name: Box<[(Box<str>, Requirement)]>,
+    by_state: Option<(Box<str>, Named)>,
+    by_name: Named,
     bypass_preflight: bool,
     strip: bool,
     /// Whether headers that carry claims are removed for every provider, not only for those that a requirement names.

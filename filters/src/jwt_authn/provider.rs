@@ -40,12 +40,15 @@ pub struct Provider {
     lifetime: Lifetime,
     forward: bool,
     payload_header: Option<(HeaderName, bool)>,
-    claims: Box<[(HeaderName, Box<[Box<str>]>)]>,
+    claims: Box<[(HeaderName, ClaimPath)]>,
     payload_key: Box<str>,
     header_key: Box<str>,
     space_delimited: Box<[Box<str>]>,
     clear_route_cache: bool,
 }
+
+/// The names that lead to a claim.
+type ClaimPath = Box<[Box<str>]>;
 
 /// How long a token may still live.
 #[derive(Debug)]
@@ -236,7 +239,7 @@ impl Provider {
 }
 
 /// The names that lead to a claim: `claim_path`, or `claim_name` cut at its dots.
-fn claim_path(claim: &proto::JwtClaimToHeader) -> Box<[Box<str>]> {
+fn claim_path(claim: &proto::JwtClaimToHeader) -> ClaimPath {
     if claim.claim_path.is_empty() {
         return claim.claim_name.split('.').map(Into::into).collect();
     }

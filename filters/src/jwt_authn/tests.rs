@@ -388,3 +388,43 @@ async fn examples_of_the_documentation() {
         kit::compile(&Factory, &config(example), &server).unwrap();
     }
 }
+
+proptest::proptest! {
+    /// Whatever comes is judged, and nothing that was made up is good.
+    #[test]
+    fn anything_may_come(head in ".{0,40}", body in ".{0,60}", signature in proptest::collection::vec(proptest::num::u8::ANY, 0..80), text in ".{0,80}") {
+        proptest::prop_assert_ne!(verify(&text), Status::Ok);
+        proptest::prop_assert_ne!(verify(&format!("{}.{}.{}", b64(&head), b64(&body), b64(&signature))), Status::Ok);
+        let head = serde_json::json!({"alg": "RS256", "kid": head}).to_string();
+        let body = serde_json::json!({"iss": body, "exp": signature.len()}).to_string();
+        proptest::prop_assert_ne!(verify(&format!("{}.{}.{}", b64(head), b64(body), b64(&signature))), Status::Ok);
+    }
+
+    /// Sets of keys from anywhere are read or refused.
+    #[test]
+    fn any_set_of_keys(n in ".{0,40}", e in "[A-Za-z0-9_-]{0,8}", crv in "(P-256|P-521|Ed25519|.{0,5})", kty in "(RSA|EC|OKP|oct|.{0,5})") {
+        let key = serde_json::json!({"kty": kty, "n": n, "e": e, "crv": crv, "x": n, "y": e, "k": n, "kid": n});
+        let _judged = Jwks::parse(serde_json::json!({"keys": [key, n]}).to_string().as_bytes());
+        let _judged = Jwks::parse(n.as_bytes());
+    }
+
+    /// A token is found and taken out wherever it is, whatever stands around it.
+    #[test]
+    fn any_request(query in "[!-~]{0,60}", value in "[ -~]{0,60}") {
+        let provider = nuncio_proto::envoy::extensions::filters::http::jwt_authn::v3::JwtProvider {
+            from_params: vec!["t".into()],
+            from_cookies: vec!["t".into()],
+            from_headers: vec![nuncio_proto::envoy::extensions::filters::http::jwt_authn::v3::JwtHeader { name: "x-t".into(), value_prefix: "T ".into() }],
+            ..Default::default()
+        };
+        let locations = extract::Locations::compile(&provider, &At::Root, &mut nuncio_core::diag::Report::new()).unwrap();
+        let mut request = RequestHead::new(Method::GET, "shop", format!("/?{query}"));
+        request.headers.append(HeaderName::from_static("x-t"), HeaderValue::try_from(value.as_str()).unwrap());
+        request.headers.append(header::COOKIE, HeaderValue::try_from(value.as_str()).unwrap());
+        for found in locations.find(&request) {
+            locations.remove(&found, &mut request);
+        }
+        let left = request.query().unwrap_or_default();
+        proptest::prop_assert!(left.split('&').all(|pair| pair != "t" && !pair.starts_with("t=")));
+    }
+}

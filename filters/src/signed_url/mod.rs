@@ -44,7 +44,7 @@ impl HttpFilterFactory for Factory {
     fn compile(&self, config: &[u8], at: &At<'_>, cx: &mut FactoryCx<'_>) -> Option<Arc<dyn HttpFilter>> {
         let config: proto::SignedUrl = decode(config, at, cx.report)?;
         let keys = signing::keys(config.keys.iter().map(|k| (k.id.as_str(), k.secret.as_ref())), &at.field("keys"), cx.report)?;
-        let mut names = Vec::new();
+        let mut names: Vec<Box<str>> = Vec::new();
         for (field, value, default) in [
             ("expires_parameter", &config.expires_parameter, "expires"),
             ("key_parameter", &config.key_parameter, "key_id"),
@@ -52,7 +52,7 @@ impl HttpFilterFactory for Factory {
         ] {
             let name = if value.is_empty() { default } else { value.as_str() };
             let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
-            if !plain || names.iter().any(|n: &Box<str>| **n == *name) {
+            if !plain || names.iter().any(|n| **n == *name) {
                 cx.report.error(&at.field(field), format!("{name:?}"), "give three different names of letters, digits, - _ and .");
             }
             names.push(Box::from(name));

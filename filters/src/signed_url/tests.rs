@@ -27,7 +27,7 @@ fn link(path: &str, query: &str, expires: u64, client: &str) -> String {
 
 fn get(link: &str, referer: Option<&'static str>) -> Exchange {
     let mut ex = kit::exchange(RequestHead::new(Method::GET, "CDN.test", link.to_string()));
-    for value in referer {
+    if let Some(value) = referer {
         ex.request.headers.append(HeaderName::from_static("referer"), HeaderValue::from_static(value));
     }
     ex
