@@ -30,7 +30,7 @@ pub enum End {
     Hedged {
         answered: Box<Try>,
         host: Arc<Host>,
-        pump: RequestPump,
+        pump: Box<RequestPump>,
         /// A retry was made for it.
         retried: bool,
     },

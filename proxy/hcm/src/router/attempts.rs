@@ -103,7 +103,7 @@ impl Forwarding<'_> {
                     self.note_retry_success();
                 }
                 self.active.ex.info.upstream_mut().host = Some(host);
-                self.pump = pump;
+                self.pump = *pump;
                 Ok(Some(Verdict::Final(answered)))
             }
             End::Upstream { error, processed, .. } => {

@@ -60,7 +60,7 @@ pub(super) struct Forwarding<'a> {
 enum Reached<'a> {
     Response(Box<Try>),
     /// A connection for the payload of a request that ends here.
-    Tunnel(&'a ConnectConfig, UpstreamConnection),
+    Tunnel(&'a ConnectConfig, Box<UpstreamConnection>),
 }
 
 /// Forwards the request; on `Ok` the exchange holds the upstream's response.
@@ -133,14 +133,14 @@ pub async fn forward(
     let connect = forward.connect_config().filter(|config| tunnel::ends(config, &this.active.ex.request));
     let reached = match connect {
         None => this.attempts(streams).await.map(Reached::Response),
-        Some(config) => Box::pin(this.connected()).await.map(|connection| Reached::Tunnel(config, connection)),
+        Some(config) => Box::pin(this.connected()).await.map(|connection| Reached::Tunnel(config, Box::new(connection))),
     };
     if this.pump.overflowed() {
         this.cluster.stats().traffic.retry_or_shadow_abandoned.inc();
     }
     let response = match reached {
         Ok(Reached::Response(response)) => response,
-        Ok(Reached::Tunnel(config, connection)) => return Box::pin(this.tunnel(config, connection)).await.map(|()| Answered::Response),
+        Ok(Reached::Tunnel(config, connection)) => return Box::pin(this.tunnel(config, *connection)).await.map(|()| Answered::Response),
         Err(mut reply) => {
             if entry.include_attempt_count_in_response() && !config.router.suppress_envoy_headers {
                 reply.headers.insert(X_ENVOY_ATTEMPT_COUNT.clone(), HeaderValue::from(this.active.ex.info.attempts));

@@ -82,7 +82,7 @@ impl Hedges {
             match answer {
                 Ok(head) if last || !judge.is_bad(&head) => {
                     let answered = Try { head, stream, service_time: began.elapsed() };
-                    return Poll::Ready(End::Hedged { answered: Box::new(answered), host, pump, retried });
+                    return Poll::Ready(End::Hedged { answered: Box::new(answered), host, pump: Box::new(pump), retried });
                 }
                 Ok(head) => {
                     judge.cluster.report(&host, Outcome::HttpCode(finish::outlier_code(judge.request, &head)));
