@@ -2,13 +2,11 @@
 //! from a watched file. What is compared is compared in constant time, and an unknown name costs what a wrong password costs.
 //! Source: `envoy/extensions/filters/http/basic_auth/v3/basic_auth.proto`.
 
-use crate::config::decode;
+use crate::config::{BASE64, decode};
 use crate::watched::Watched;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::Engine;
-use base64::alphabet::STANDARD;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::{HeaderName, HeaderValue, header};
 use nuncio_core::diag::{At, Report};
 use nuncio_core::filter::{FilterAction, FilterCx, HttpFilter, Needs};
@@ -33,8 +31,6 @@ const HASH: usize = 28;
 const MAX_PATH: usize = 256;
 const ORIGINAL_PATH: HeaderName = HeaderName::from_static("x-envoy-original-path");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const BASE64: GeneralPurpose =
-    GeneralPurpose::new(&STANDARD, GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent));
 
 /// Factory of `envoy.extensions.filters.http.basic_auth.v3.BasicAuth`, per route `BasicAuthPerRoute`.
 #[derive(Debug)]

@@ -1,8 +1,10 @@
 //! Small helpers that compile what many filters' configurations have in common. Control thread.
 
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use nuncio_core::diag::{At, Report};
 use nuncio_core::registry::Runtime;
-use nuncio_proto::envoy::config::core::v3::RuntimeFeatureFlag;
+use nuncio_proto::envoy::config::core::v3::{DataSource, RuntimeFeatureFlag, data_source::Specifier};
 use prost::{Message, Name};
 use std::time::Duration;
 
@@ -27,6 +29,25 @@ pub fn duration(proto: &nuncio_proto::Duration, at: &At<'_>, report: &mut Report
         }
     }
 }
+
+/// What a source holds, read once; `watched_directory` is warned about.
+pub fn read_source(source: &DataSource, at: &At<'_>, report: &mut Report) -> Option<Vec<u8>> {
+    if source.watched_directory.is_some() {
+        report.warning(&at.field("watched_directory"), "a value", "the file is read once, when the filter is compiled");
+    }
+    let data = match &source.specifier {
+        Some(Specifier::Filename(name)) => std::fs::read(name).map_err(|e| format!("{name} ({e})")),
+        Some(Specifier::InlineBytes(bytes)) => Ok(bytes.to_vec()),
+        Some(Specifier::InlineString(text)) => Ok(text.clone().into_bytes()),
+        Some(Specifier::EnvironmentVariable(name)) => std::env::var(name).map(String::into_bytes).map_err(|e| format!("${name} ({e})")),
+        None => Err("nothing".to_string()),
+    };
+    data.map_err(|why| report.error(at, why, "name a readable file, a variable, or give the value inline")).ok()
+}
+
+/// Base64 as Envoy decodes it without minding padding.
+pub const BASE64: GeneralPurpose =
+    GeneralPurpose::new(&STANDARD, GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent));
 
 /// A boolean that the runtime may override.
 #[derive(Debug)]

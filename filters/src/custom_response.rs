@@ -1,7 +1,7 @@
 //! envoy.filters.http.custom_response: answers that match, of upstreams and of the proxy, are replaced by a local one.
 //! Source: `envoy/extensions/filters/http/custom_response/v3/custom_response.proto` and its local response policy.
 
-use crate::config::decode;
+use crate::config::{decode, read_source};
 use bytes::Bytes;
 use nuncio_core::diag::{At, Report};
 use nuncio_core::filter::{FilterAction, FilterCx, HttpFilter, Needs};
@@ -10,7 +10,6 @@ use nuncio_core::views::PerFilterConfig;
 use nuncio_core::{Body, Headers, LocalReply};
 use nuncio_format::{FormatContext, Formatter};
 use nuncio_matcher::{MatchData, MatchTree};
-use nuncio_proto::envoy::config::core::v3::{DataSource, data_source::Specifier};
 use nuncio_proto::envoy::extensions::filters::http::custom_response::v3::CustomResponse;
 use nuncio_proto::envoy::extensions::http::custom_response::local_response_policy::v3 as local;
 use nuncio_proto::xds::core::v3::TypedExtensionConfig;
@@ -95,8 +94,8 @@ impl Policy {
             }
         };
         let body = match &policy.body {
-            Some(source) => Some(read(source, &at.field("body"), report)?),
-            None => None,
+            Some(source) if source.specifier.is_some() => Some(read_source(source, &at.field("body"), report)?.into()),
+            _ => None,
         };
         let format = match &policy.body_format {
             Some(format) => Some(Formatter::compile(format, &at.field("body_format"), report)?),
@@ -121,20 +120,6 @@ impl Policy {
         };
         Some(Self { body, format, status, headers, details })
     }
-}
-
-fn read(source: &DataSource, at: &At<'_>, report: &mut Report) -> Option<Bytes> {
-    if source.watched_directory.is_some() {
-        report.warning(&at.field("watched_directory"), "a value", "the file is read once, when the filter is compiled");
-    }
-    let data = match &source.specifier {
-        Some(Specifier::Filename(name)) => std::fs::read(name).map(Bytes::from).map_err(|e| format!("{name} ({e})")),
-        Some(Specifier::InlineBytes(bytes)) => Ok(Bytes::copy_from_slice(bytes)),
-        Some(Specifier::InlineString(text)) => Ok(text.clone().into()),
-        Some(Specifier::EnvironmentVariable(name)) => std::env::var(name).map(Bytes::from).map_err(|e| format!("${name} ({e})")),
-        None => Ok(Bytes::new()),
-    };
-    data.map_err(|why| report.error(at, why, "give a readable body")).ok()
 }
 
 #[derive(Debug)]

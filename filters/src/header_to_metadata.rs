@@ -1,10 +1,8 @@
 //! envoy.filters.http.header_to_metadata: copies header and cookie values, or constants where they are missing, into dynamic metadata.
 //! Source: `envoy/extensions/filters/http/header_to_metadata/v3/header_to_metadata.proto`.
 
-use crate::config::decode;
+use crate::config::{BASE64, decode};
 use base64::Engine;
-use base64::alphabet::STANDARD;
-use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::HeaderName;
 use nuncio_core::diag::{At, Report};
 use nuncio_core::filter::{FilterAction, FilterCx, HttpFilter, Needs};
@@ -25,8 +23,6 @@ use std::sync::Arc;
 const MAX_VALUE: usize = 8 * 1024;
 /// Namespace of rules that name none.
 const NAMESPACE: &str = "envoy.filters.http.header_to_metadata";
-const BASE64: GeneralPurpose =
-    GeneralPurpose::new(&STANDARD, GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent));
 
 /// Factory of `envoy.extensions.filters.http.header_to_metadata.v3.Config`, on listeners and per route.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::HeaderValue;
 use nuncio_core::diag::{At, Report};
-use nuncio_proto::envoy::config::core::v3::{DataSource, TypedExtensionConfig, data_source::Specifier};
+use nuncio_proto::envoy::config::core::v3::TypedExtensionConfig;
 use nuncio_proto::envoy::extensions::compression::brotli::compressor::v3::{Brotli, brotli::EncoderMode};
 use nuncio_proto::envoy::extensions::compression::gzip::compressor::v3::Gzip;
 use nuncio_proto::envoy::extensions::compression::zstd::compressor::v3::{Zstd, zstd::Strategy};
@@ -143,7 +143,7 @@ fn zstd(p: &Zstd, at: &At<'_>, report: &mut Report) -> Option<Library> {
     };
     let dictionary = match &p.dictionary {
         None => None,
-        Some(source) => Some(read(source, &at.field("dictionary"), report)?),
+        Some(source) => Some(crate::config::read_source(source, &at.field("dictionary"), report)?.into()),
     };
     let settings = Settings::Zstd {
         level: i32::try_from(level).unwrap_or(3),
@@ -172,27 +172,6 @@ fn native(strategy: Strategy) -> Option<Native> {
         Strategy::Btultra => Native::ZSTD_btultra,
         Strategy::Btultra2 => Native::ZSTD_btultra2,
     })
-}
-
-/// Reads a dictionary.
-pub fn read(source: &DataSource, at: &At<'_>, report: &mut Report) -> Option<Arc<[u8]>> {
-    if source.watched_directory.is_some() {
-        report.warning(&at.field("watched_directory"), "a value", "the file is read once, when the filter is compiled");
-    }
-    let data = match &source.specifier {
-        Some(Specifier::Filename(name)) => std::fs::read(name).map_err(|e| format!("{name} ({e})")),
-        Some(Specifier::InlineBytes(bytes)) => Ok(bytes.to_vec()),
-        Some(Specifier::InlineString(text)) => Ok(text.clone().into_bytes()),
-        Some(Specifier::EnvironmentVariable(name)) => std::env::var(name).map(String::into_bytes).map_err(|e| format!("${name} ({e})")),
-        None => Err("nothing".to_string()),
-    };
-    match data {
-        Ok(data) => Some(data.into()),
-        Err(e) => {
-            report.error(at, e, "give a readable dictionary");
-            None
-        }
-    }
 }
 
 /// A running encoder.

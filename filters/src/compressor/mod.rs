@@ -10,7 +10,6 @@ mod negotiate;
 use crate::config::decode;
 use direction::Direction;
 use encoder::Library;
-pub(crate) use encoder::read as read_dictionary;
 use http::{HeaderName, HeaderValue, header};
 use negotiate::{Decision, Registry};
 use nuncio_core::diag::At;

@@ -83,7 +83,7 @@ impl Library {
                 let list = at.field("dictionaries");
                 let dictionary = match zstd.dictionaries.as_slice() {
                     [] => None,
-                    [one] => Some(crate::compressor::read_dictionary(one, &list.index(0), report)?),
+                    [one] => Some(crate::config::read_source(one, &list.index(0), report)?.into()),
                     all => {
                         report.unsupported(&list, format_args!("choosing among {} dictionaries", all.len()));
                         return None;
