@@ -1,4 +1,5 @@
 //! Calls against services that answer well, badly, slowly and not at all, through real clusters.
+#![allow(clippy::unwrap_used)] // A test that cannot go on stops.
 
 use bytes::Bytes;
 use http::{Method, StatusCode};

@@ -1,4 +1,5 @@
 //! The loggers against real collectors: what they send, when, and what becomes of entries that nobody takes.
+#![allow(clippy::panic)] // A test that cannot go on stops.
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use nuncio_callout::test_kit::{Answer, GrpcServer, HTTP2, HttpServer, cluster, run};
