@@ -49,8 +49,12 @@ pub(crate) fn cluster_of(slot: &ClusterSlot) -> Result<Arc<Cluster>, CalloutErro
 }
 
 /// Adds what Envoy adds to requests of its own.
-pub(crate) fn envoy_headers(head: &mut RequestHead, timeout: Option<Duration>) {
+pub(crate) fn envoy_headers(head: &mut RequestHead) {
     head.headers.insert(X_ENVOY_INTERNAL, HeaderValue::from_static("true"));
+}
+
+/// Tells the upstream how long the answer is waited for, as Envoy's router does when all other headers are there.
+fn expected_timeout(head: &mut RequestHead, timeout: Option<Duration>) {
     if let Some(timeout) = timeout {
         let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         head.headers.insert(X_ENVOY_EXPECTED_RQ_TIMEOUT_MS, HeaderValue::from(millis));
@@ -96,11 +100,14 @@ pub(crate) async fn exchange(
         return Err(CalloutError::Dropped);
     }
     if options.envoy_headers {
-        let per_try = options.retry.as_ref().and_then(|r| r.per_try_timeout);
-        envoy_headers(&mut request, options.timeout.into_iter().chain(per_try).min());
+        envoy_headers(&mut request);
     }
     if options.forwarded_for {
         forwarded_for(&mut request);
+    }
+    if options.envoy_headers {
+        let per_try = options.retry.as_ref().and_then(|r| r.per_try_timeout);
+        expected_timeout(&mut request, options.timeout.into_iter().chain(per_try).min());
     }
     let attempts = Attempts::new(&cluster, options);
     let run = attempts.run(request, body);

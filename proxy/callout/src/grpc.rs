@@ -186,7 +186,7 @@ impl GrpcClient {
     ) -> Result<GrpcStream<A>, GrpcError> {
         let mut head = self.head(path, None, cx);
         if self.envoy_headers {
-            fetch::envoy_headers(&mut head, None);
+            fetch::envoy_headers(&mut head);
             fetch::forwarded_for(&mut head);
         }
         GrpcStream::open(&self.slot, head, self.max_message).await
