@@ -123,11 +123,13 @@ impl HcmFactory {
         if cx.report.errors() > errors {
             return None;
         }
+        let stats = HcmStats::new(&scope);
+        options.too_many_premature_resets = stats.downstream_rq_too_many_premature_resets.clone();
         Some(HcmConfig {
             server: cx.server.clone(),
             codec,
             options: Arc::new(options),
-            stats: HcmStats::new(&scope),
+            stats,
             listener_stats: ListenerHttpStats::new(&listener_scope),
             filters,
             router,

@@ -20,6 +20,10 @@ pub enum ConnectionEnd {
     Transport(String),
 }
 
+/// Streams of a connection after which the share of premature resets counts: Envoy's default of
+/// `overload.premature_reset_total_stream_count`.
+const PREMATURE_RESET_STREAMS: u32 = 500;
+
 /// The switch between a connection's owner and its codec. The owner makes it and keeps a clone of the `Rc`.
 #[derive(Debug, Default)]
 pub struct ConnControl {
@@ -29,6 +33,9 @@ pub struct ConnControl {
     close: Cell<bool>,
     active: Cell<u32>,
     last_write: Cell<bool>,
+    /// HTTP/2 streams that have ended, and how many of them the client reset at once.
+    ended: Cell<u32>,
+    premature: Cell<u32>,
     codec: RefCell<Option<Waker>>,
 }
 
@@ -91,6 +98,16 @@ impl ConnControl {
     }
     pub(crate) fn stream_ended(&self) {
         self.active.set(self.active.get().saturating_sub(1));
+    }
+    /// An HTTP/2 stream has ended; `premature`: the client reset it soon, and before there was an answer. True if that was most of what
+    /// the connection did, and often enough to be an attack (Envoy's `maybeDrainDueToPrematureResets`).
+    pub(crate) fn stream_closed(&self, premature: bool) -> bool {
+        self.ended.set(self.ended.get().saturating_add(1));
+        if !premature {
+            return false;
+        }
+        self.premature.set(self.premature.get().saturating_add(1));
+        self.premature.get().saturating_mul(2) >= self.ended.get().max(PREMATURE_RESET_STREAMS)
     }
     /// The codec's task wants to hear of `drain` and `close`.
     pub(crate) fn register(&self, cx: &Context<'_>) {

@@ -184,6 +184,8 @@ pub struct ServerOptions {
     pub stream_flush_timeout: Option<Duration>,
     /// Counts those (`http2.tx_flush_timeout`; Envoy has no such counter for HTTP/1).
     pub tx_flush_timeout: Counter,
+    /// HTTP/2 connections that were ended because clients reset most streams at once (`downstream_rq_too_many_premature_resets`).
+    pub too_many_premature_resets: Counter,
     /// `max_requests_per_connection`; 0 for no limit.
     pub max_requests_per_connection: u32,
     pub headers_with_underscores: HeadersWithUnderscores,
@@ -204,6 +206,7 @@ impl Default for ServerOptions {
             delayed_close_timeout: Duration::from_secs(1),
             stream_flush_timeout: Some(Duration::from_secs(300)),
             tx_flush_timeout: Counter::default(),
+            too_many_premature_resets: Counter::default(),
             max_requests_per_connection: 0,
             headers_with_underscores: HeadersWithUnderscores::Allow,
             tls: false,

@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use common::{TestService, local};
 use http::Method;
 use nuncio_core::{RequestHead, StreamError};
-use nuncio_http::{ClientOptions, ConnControl, ConnectionEnd, FloodLimits, ServerOptions, auto, h2, serve_h2};
+use nuncio_http::{ClientOptions, ConnControl, ConnectionEnd, FloodLimits, Request, Response, ServerOptions, auto, h2, serve_h2};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
 const PRIORITY: u8 = 2;
+const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const HEADERS: u8 = 1;
 /// `GET http://a/` with END_STREAM and END_HEADERS, from the static table but for the authority.
@@ -67,6 +68,47 @@ async fn a_flood_ends_the_connection() {
         assert_eq!(end, ConnectionEnd::Protocol("overload_error:Too_many_PRIORITY_frames"));
     })
     .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_resets_most_of_its_streams_is_left() {
+    local(async {
+        for (answered, resets, ends) in [(0, 249, false), (0, 250, true), (300, 299, false), (300, 300, true)] {
+            let (mut client, server) = duplex(1 << 20);
+            let service = TestService::new(|request: Request| async move {
+                match request.head.path.as_str() {
+                    "/" => {
+                        request.stream.closed().await;
+                        Response::reset(0)
+                    }
+                    _ => common::ok(nuncio_core::Body::Empty),
+                }
+            });
+            let control = Rc::new(ConnControl::new());
+            let task = tokio::task::spawn_local(serve_h2(server, BytesMut::new(), service, Arc::default(), control));
+            client.write_all(auto::PREFACE).await.unwrap();
+            client.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+            for number in 0..answered + resets {
+                let reset = number >= answered;
+                let stream = number * 2 + 1;
+                let path = if reset { GET } else { b"\x82\x86\x85\x01\x01a" };
+                client.write_all(&frame(HEADERS, 5, stream, path)).await.unwrap();
+                settle().await;
+                if reset {
+                    client.write_all(&frame(RST_STREAM, 0, stream, &8u32.to_be_bytes())).await.unwrap();
+                    settle().await;
+                }
+            }
+            assert_eq!(task.is_finished(), ends, "{answered} {resets}");
+        }
+    })
+    .await;
+}
+
+async fn settle() {
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

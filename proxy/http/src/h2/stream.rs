@@ -20,6 +20,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// A reset before this is premature: Envoy's default of `overload.premature_reset_min_stream_lifetime_seconds`, which counts whole seconds.
+const PREMATURE: Duration = Duration::from_secs(2);
+
 /// What became of an upgrade (CONNECT).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Gate {
@@ -195,7 +198,7 @@ pub async fn serve<S: Service>(
         gate_waker: RefCell::default(),
         closed_wakers: RefCell::default(),
     });
-    let _count = Count(control.clone());
+    let _count = Count { control: control.clone(), shared: shared.clone(), options: options.clone(), began: Instant::now() };
     control.stream_began();
     let mut extended = false;
     let mut connect = false;
@@ -242,11 +245,21 @@ pub async fn serve<S: Service>(
 }
 
 /// Counts a running stream of its connection, whatever way its task ends.
-struct Count(Rc<ConnControl>);
+struct Count {
+    control: Rc<ConnControl>,
+    shared: Rc<Shared>,
+    options: Arc<ServerOptions>,
+    began: Instant,
+}
 impl Drop for Count {
     fn drop(&mut self) {
-        self.0.stream_ended();
-        self.0.wake();
+        let premature = self.shared.reset.get() && !self.shared.answered.get() && self.began.elapsed() < PREMATURE;
+        if self.control.stream_closed(premature) {
+            self.options.too_many_premature_resets.inc();
+            self.control.close();
+        }
+        self.control.stream_ended();
+        self.control.wake();
     }
 }
 
