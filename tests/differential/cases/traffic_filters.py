@@ -57,7 +57,7 @@ def limits():
         third.send(request("/"))
         third.until(lambda data: False, 1.0)
         # Whether the end comes as a reset depends on what has arrived by then.
-        shown.append([third.fate != "kept", context.names.body(third.received)])
+        shown.append([third.fate != "kept", context.names.raw(third.received)])
         held[0].close()
         held[0].fate = "closed by the client"
         for _ in range(100):
