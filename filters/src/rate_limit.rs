@@ -440,7 +440,10 @@ impl RouteLimits {
         cache::get(route, || {
             let mut report = Report::new();
             let mut compile = |limits: &[proto::RateLimit]| {
-                let one = |limit: &proto::RateLimit| Limit::compile(limit, server, &At::Root, &mut report);
+                // Envoy does not look at the hits of limits that stand in routes.
+                let one = |limit: &proto::RateLimit| {
+                    Limit::compile(limit, server, &At::Root, &mut report).map(|l| Limit { hits: Hits::One, negative: false, ..l })
+                };
                 limits.iter().filter_map(one).collect::<Vec<_>>()
             };
             let out = Self {

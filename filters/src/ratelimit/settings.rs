@@ -123,7 +123,8 @@ impl Settings {
             None => Deny::Fixed(p.failure_mode_deny),
         };
         let status = error_code(p.rate_limited_status.as_ref(), 429, &at.field("rate_limited_status"), report)?;
-        let status_on_error = error_code(p.status_on_error.as_ref(), 500, &at.field("status_on_error"), report)?;
+        let status_on_error = http_status(p.status_on_error.as_ref(), &at.field("status_on_error"), report)?;
+        let status_on_error = status_on_error.filter(|code| *code >= 200).unwrap_or(500);
         let client = service(p.rate_limit_service.as_ref(), p.timeout.as_ref(), server, at, report)?;
         let limits = Limit::compile_list(&p.rate_limits, server, &at.field("rate_limits"), report)?;
         let response_headers =
