@@ -13,13 +13,25 @@ pub enum Collected {
     /// As much as there is room for, and how many bytes came so far.
     Part(Bytes, usize),
     TooLong,
-    /// The client is gone or broke the protocol: the stream ends as it would have, when the body is read again.
+    /// The client is gone or broke the protocol: the stream ends as it would have, when the body is read again. Filters that guard
+    /// something answer with [`broken`] instead of going on.
     Failed,
 }
 
 /// The answer to a body that is too long.
 pub fn too_long() -> Box<LocalReply> {
     Box::new(LocalReply::new(413, "Payload Too Large", "request_payload_too_large"))
+}
+
+/// The answer to a body that broke off before it could be judged.
+pub fn broken() -> Box<LocalReply> {
+    Box::new(LocalReply::new(400, "Request body cannot be read", "request_body_failed"))
+}
+
+/// A body that fails at once.
+#[cfg(test)]
+pub fn failing() -> Body {
+    Body::Stream(Box::new(Failed(Some(StreamError::Protocol("http1.codec_error")))))
 }
 
 /// Reads `body` to its end, or until `limit` bytes are there. More is too long, or, if `part` will do, stays to be read.

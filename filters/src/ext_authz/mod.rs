@@ -12,7 +12,7 @@ pub(crate) mod verdict;
 
 use crate::cluster_stats;
 use crate::config::decode;
-use crate::whole::{Collected, collect, too_long};
+use crate::whole::{Collected, broken, collect, too_long};
 use ::http::{HeaderName, HeaderValue};
 use check::Sent;
 use nuncio_core::diag::At;
@@ -117,7 +117,8 @@ impl Filter {
                 Collected::Whole(data, _) => Some(Sent { size: data.len(), data }).filter(|s| s.size > 0),
                 Collected::Part(data, size) => Some(Sent { data, size }),
                 Collected::TooLong => return Outcome::Respond(too_long()),
-                Collected::Failed => return Outcome::Continue,
+                // The service was not asked.
+                Collected::Failed => return Outcome::Respond(broken()),
             };
         }
         let began = Instant::now();

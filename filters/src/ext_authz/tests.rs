@@ -202,6 +202,19 @@ fn bodies_are_sent_whole_or_in_part() {
 }
 
 #[test]
+fn a_body_that_breaks_off_is_not_let_through() {
+    run(async {
+        let (service, server) = grpc_server("{}").await;
+        let filter = filter(&server, &with(GRPC, ", with_request_body: {max_request_bytes: 9}, failure_mode_allow: true"));
+        let mut ex = request();
+        ex.request_body = crate::whole::failing();
+        let reply = kit::request(&*filter, "auth", &mut ex).await.unwrap();
+        assert_eq!((reply.status, reply.details.as_ref()), (400, "request_body_failed"));
+        assert!(service.calls.borrow().is_empty());
+    });
+}
+
+#[test]
 fn routes_have_their_say() {
     run(async {
         let (service, server) = grpc_server("{status: {code: 7}}").await;

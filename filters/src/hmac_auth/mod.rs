@@ -11,7 +11,7 @@ use crate::config::{decode, duration};
 use crate::secret::Made;
 use crate::shared::Shared;
 use crate::signing::{self, Keys};
-use crate::whole::{Collected, collect, too_long};
+use crate::whole::{Collected, broken, collect, too_long};
 use aws_lc_rs::hmac;
 use http::{HeaderName, HeaderValue, header};
 use nuncio_core::diag::At;
@@ -190,7 +190,10 @@ impl HttpFilter for Filter {
             let body = match collect(&mut ex.request_body, max, false).await {
                 Collected::Whole(body, _) => body,
                 Collected::TooLong | Collected::Part(..) => return Outcome::Respond(too_long()),
-                Collected::Failed => return Outcome::Continue,
+                Collected::Failed => {
+                    self.denied.inc();
+                    return Outcome::Respond(broken());
+                }
             };
             match self.verify(&signature, Some(&body), ex) {
                 Ok(()) => Outcome::Continue,
@@ -209,9 +212,7 @@ impl Filter {
         if self.required.iter().any(|name| !signature.headers.contains(name)) {
             return Err((401, "Signature does not cover a required header", "header_not_signed"));
         }
-        if signing::now().abs_diff(signature.timestamp) > self.window {
-            return Err((401, "Signature has expired", "expired"));
-        }
+        self.current(signature)?;
         if self.replay.is_some() && signature.nonce.is_empty() {
             return Err((401, "Signature has no nonce", "no_nonce"));
         }
@@ -219,6 +220,12 @@ impl Filter {
             return Err((403, "Key is not allowed here", "key_not_allowed"));
         }
         Ok(())
+    }
+    fn current(&self, signature: &Signature) -> Result<(), Refusal> {
+        match signing::now().abs_diff(signature.timestamp) > self.window {
+            true => Err((401, "Signature has expired", "expired")),
+            false => Ok(()),
+        }
     }
     fn verify(&self, signature: &Signature, body: Option<&[u8]>, ex: &mut Exchange) -> Result<(), Refusal> {
         let keys = self.keys.load();
@@ -230,6 +237,8 @@ impl Filter {
             Some(_) => return Err((401, BAD, "bad_signature")),
             None => return Err((401, BAD, "unknown_key")),
         }
+        // Once more: a body may take its time, but not until its nonce is forgotten.
+        self.current(signature)?;
         // Only now, so that nobody without a key can fill the store.
         if let Some(replay) = &self.replay {
             match replay.take(&signature.key_id, &signature.nonce, signing::now()) {

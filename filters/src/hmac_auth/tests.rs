@@ -166,6 +166,40 @@ async fn nonces_count_once() {
     assert_eq!(server.stats.root().counter("http.test.hmac_auth.replayed").value(), 1);
 }
 
+/// A body without bytes that ends once the clock has passed a second.
+struct Slow(u64);
+impl nuncio_core::BodySource for Slow {
+    fn poll_frame(
+        &mut self,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<nuncio_core::Frame, nuncio_core::StreamError>>> {
+        if now() > self.0 {
+            return std::task::Poll::Ready(None);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        cx.waker().wake_by_ref();
+        std::task::Poll::Pending
+    }
+}
+
+#[tokio::test]
+async fn a_slow_body_does_not_outlive_the_window() {
+    let (filter, _) = compiled(", window: 1s");
+    let request = request();
+    let mut ex = request.exchange();
+    ex.request_body = nuncio_core::Body::Stream(Box::new(Slow(request.time + 1)));
+    assert_eq!(detail(&*filter, ex).await, denied("expired"));
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_goes_nowhere() {
+    let (filter, server) = compiled("");
+    let mut ex = Request { secret: "wrong", ..request() }.exchange();
+    ex.request_body = crate::whole::failing();
+    assert_eq!(detail(&*filter, ex).await, Some((400, "request_body_failed".into())));
+    assert_eq!(server.stats.root().counter("http.test.hmac_auth.denied").value(), 1);
+}
+
 #[tokio::test]
 async fn settings() {
     let (filter, _) = compiled(", algorithms: [HMAC_SHA512], required_headers: [X-Tenant]");
