@@ -227,11 +227,12 @@ impl HttpFilter for Filter {
             return FilterAction::Respond(Box::new(LocalReply::new(403, "Client is forbidden.", "client_not_allowed")));
         }
         if let Some(forwarding) = forwarding {
-            if let Some(name) = &forwarding.header
-                && let Ok(value) = HeaderValue::from_str(client)
-            {
+            if let Some(name) = &forwarding.header {
+                // Whatever the client's name is made of: nobody calls itself by another one.
                 request.headers.remove(name);
-                request.headers.append(name.clone(), value);
+                if let Ok(value) = HeaderValue::from_bytes(client.as_bytes()) {
+                    request.headers.append(name.clone(), value);
+                }
             }
             if forwarding.hide {
                 sources.iter().for_each(|s| s.remove(request));
@@ -315,6 +316,16 @@ mod tests {
         let (_, ex) = run("/?a=1&key=secret1&b=%20", &[("cookie", "a=b; key=x; c=d")], None).await;
         assert_eq!(ex.request.path, "/?a=1&b=%20");
         assert_eq!(ex.request.headers.get_str(&header::COOKIE), Some("a=b; c=d"));
+    }
+
+    #[tokio::test]
+    async fn a_name_of_any_letters_replaces_what_the_client_says() {
+        let own = proto::ApiKeyAuthPerRoute { credentials: vec![credential("other", "Zo\u{eb}")], ..Default::default() };
+        let (reply, ex) = run("/", &[("x-key", "other"), ("x-client", "admin")], Some(own)).await;
+        assert!(reply.is_none());
+        let name = HeaderName::from_static("x-client");
+        let said: Vec<_> = ex.request.headers.get_all(&name).map(HeaderValue::as_bytes).collect();
+        assert_eq!(said, ["Zo\u{eb}".as_bytes()]);
     }
 
     #[tokio::test]

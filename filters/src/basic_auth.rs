@@ -181,11 +181,11 @@ impl HttpFilter for Filter {
         if !policy.knows(name, password) {
             return self.refuse(policy, &ex.request, "Invalid username/password combination.", "invalid_credential_for_basic_auth");
         }
-        if let Some(forward) = &self.forward
-            && let Ok(value) = HeaderValue::from_bytes(name)
-        {
+        if let Some(forward) = &self.forward {
             ex.request.headers.remove(forward);
-            ex.request.headers.append(forward.clone(), value);
+            if let Ok(value) = HeaderValue::from_bytes(name) {
+                ex.request.headers.append(forward.clone(), value);
+            }
         }
         if self.metadata {
             let name = Value { kind: Some(Kind::StringValue(String::from_utf8_lossy(name).into_owned())) };
