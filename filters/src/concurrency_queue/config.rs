@@ -20,6 +20,8 @@ const DEFAULT_QUEUE: u32 = 10_000;
 const DEFAULT_WAIT: Duration = Duration::from_secs(5);
 const MAX_WAIT: Duration = Duration::from_secs(3600);
 const DEFAULT_SCOPES: u32 = 10_000;
+/// Bytes of a scope's name: scopes are remembered, and their names may come from clients.
+const MAX_NAME: usize = 256;
 
 /// Compiled configuration with its running queues.
 #[derive(Debug)]
@@ -143,7 +145,7 @@ impl Config {
     }
     /// The queue of a scope by name. Names may come with requests: there are `max_scopes` at most.
     fn scope(&self, name: &str) -> Arc<Queue> {
-        if name.is_empty() {
+        if name.is_empty() || name.len() > MAX_NAME {
             return self.common.clone();
         }
         if let Some(queue) = self.scopes.read().unwrap_or_else(PoisonError::into_inner).get(name) {

@@ -202,6 +202,15 @@ async fn clusters_and_consumers_have_places_of_their_own() {
 }
 
 #[tokio::test]
+async fn names_that_are_too_long_are_not_remembered() {
+    let kit = Kit::new(ConcurrencyQueue { scope: Scope::Consumer as i32, max_queue: Some(0), consumer: by_header(), ..base() });
+    let long = |letter: &str| String::leak(letter.repeat(300));
+    let (mut one, mut two) = (kit.exchange(long("a"), "c"), kit.exchange(long("b"), "c"));
+    assert!(kit.ask(&mut one).await.is_none());
+    assert!(kit.ask(&mut two).await.is_some(), "they share the queue of those without a name");
+}
+
+#[tokio::test]
 async fn routes_have_their_own_limits_or_none() {
     let server = kit::server(Default::default());
     let filter = kit::compile(&Factory, &ConcurrencyQueue { max_queue: Some(0), ..base() }, &server).unwrap();

@@ -204,7 +204,10 @@ fn check(consumer: &proto::Consumer) -> Result<(), String> {
         let fine = match &credential.kind {
             Some(credential::Kind::BasicAuth(basic)) => !basic.username.is_empty() && !basic.username.contains(':'),
             Some(credential::Kind::JwtClaim(text) | credential::Kind::HmacKeyId(text)) => !text.is_empty(),
-            Some(credential::Kind::Certificate(certificate)) => certificate.r#match.is_some(),
+            // An empty subject is that of many certificates.
+            Some(credential::Kind::Certificate(certificate)) => certificate.r#match.as_ref().is_some_and(|m| match m {
+                Match::Sha256(text) | Match::UriSan(text) | Match::DnsSan(text) | Match::Subject(text) => !text.is_empty(),
+            }),
             Some(credential::Kind::ApiKey(_)) => true,
             None => false,
         };

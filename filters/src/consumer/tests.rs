@@ -213,6 +213,7 @@ fn refused_without_a_word_of_the_secret() {
         ),
         (format!("{{consumers: [{{credentials: [{key}]}}], methods: [{{api_key: {{}}}}]}}"), "consumers[0]"),
         ("{consumers: [{name: a, credentials: [{}]}], methods: [{api_key: {}}]}".into(), "consumers[0]"),
+        ("{consumers: [{name: a, credentials: [{certificate: {subject: ''}}]}], methods: [{certificate: {}}]}".into(), "consumers[0]"),
         ("{consumers: [{name: a, credentials: [{api_key: {}}]}], methods: [{api_key: {}}]}".into(), "credentials[0].api_key"),
         (format!("{{consumers: [{{name: a, credentials: [{key}]}}], methods: [{{}}]}}"), "methods[0]"),
         (list("hunter2"), "consumers_from"),
