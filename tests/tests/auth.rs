@@ -198,7 +198,8 @@ fn a_key_of_the_control_plane_rotates_at_once() {
     let text = example("api-keys.yaml").replace("{data_source: {inline_string: bob-key}}", source);
     assert!(text.contains(source));
     let (admin, port) = (free_port(), free_port());
-    let text = text.replace("port_value: 9901", &format!("port_value: {admin}")).replace("port_value: 8080", &format!("port_value: {port}"));
+    let text =
+        text.replace("port_value: 9901", &format!("port_value: {admin}")).replace("port_value: 8080", &format!("port_value: {port}"));
     let gateway = Gateway::start(admin, &[("sds.yaml", secret(1, "first-key")), ("bootstrap.yaml", text)]);
     let address = ([127, 0, 0, 1], port).into();
     let knows = |key: &str| status(address, "/", &[("x-api-key", key)]) != 401;

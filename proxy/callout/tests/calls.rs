@@ -124,9 +124,7 @@ fn tries_again_as_the_policy_says() {
         let server = server();
         cluster(&server, "svc", service.address, "");
         let policy: RetryPolicy =
-            parse_text("{num_retries: 2, retry_back_off: {base_interval: 0.001s, max_interval: 5s}}", UnknownFields::Refuse)
-                .unwrap()
-                .value;
+            parse_text("{num_retries: 2, retry_back_off: {base_interval: 0.001s, max_interval: 5s}}", UnknownFields::Refuse).unwrap().value;
         let mut report = Report::new();
         let retry = compile_retry(Some(&policy), None, &server, &At::Root, &mut report).unwrap();
         let options = FetchOptions { retry, ..FetchOptions::default() };

@@ -19,5 +19,5 @@ pub use context::{AccessLogType, FormatContext};
 pub use expression::{Expression, ExpressionCompiler, ExpressionSource, compile_expression, set_expressions};
 pub use file::Files;
 pub use filter::LogFilter;
-pub use logger::{Logger, LoggerFactory, set_loggers};
 pub use formatter::{DEFAULT_FORMAT, Formatter};
+pub use logger::{Logger, LoggerFactory, set_loggers};

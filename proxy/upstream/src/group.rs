@@ -57,7 +57,8 @@ mod tests {
             group.charge_time(3);
         }
         let value = |name: &str| store.root().counter(&format!("vhost.v.vcluster.c.{name}")).value();
-        let names = ["upstream_rq_total", "upstream_rq_completed", "upstream_rq_2xx", "upstream_rq_200", "upstream_rq_5xx", "upstream_rq_503"];
+        let names =
+            ["upstream_rq_total", "upstream_rq_completed", "upstream_rq_2xx", "upstream_rq_200", "upstream_rq_5xx", "upstream_rq_503"];
         assert_eq!(names.map(value), [1, 3, 2, 2, 1, 1]);
     }
 }
