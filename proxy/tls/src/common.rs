@@ -3,17 +3,19 @@
 // Fields that Envoy deprecated are still sent (Istio's match_subject_alt_names) and must be read or refused.
 #![allow(deprecated)]
 
+use crate::TlsFailure;
 use crate::material::{Identity, Material};
 use crate::params::Params;
 use crate::pins::Validation;
 use crate::secret::{Live, SecretKind, SecretSlot, SecretStore};
 use crate::stats::SslStats;
+use arc_swap::ArcSwapOption;
 use nuncio_core::diag::{At, Report};
 use nuncio_proto::envoy::config::core::v3::data_source::Specifier;
 use nuncio_proto::envoy::extensions::transport_sockets::tls::v3::{
     CommonTlsContext, SdsSecretConfig, Secret, TlsCertificate, common_tls_context::ValidationContextType, secret,
 };
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where a certificate comes from.
 #[derive(Debug)]
@@ -104,7 +106,7 @@ impl Common {
         certs.chain(&self.validation.slot)
     }
     /// What is in the slots now; the generation of everything that is built from this context.
-    pub(crate) fn generation(&self) -> Vec<Option<Arc<Live>>> {
+    pub(crate) fn generation(&self) -> Generation {
         self.slots().map(|s| s.get()).collect()
     }
     /// Whether what was read at compile time is the same, and what comes later comes from the same slots.
@@ -162,8 +164,61 @@ impl Common {
     }
 }
 
+/// Secrets as they were at one moment.
+type Generation = Vec<Option<Arc<Live>>>;
+
+/// What is built from secrets at the first handshake, and built again when one of them changed.
+#[derive(Debug)]
+pub(crate) struct Cached<T> {
+    built: ArcSwapOption<(Generation, Arc<T>)>,
+    building: Mutex<()>,
+}
+
+impl<T> Default for Cached<T> {
+    fn default() -> Self {
+        Self { built: ArcSwapOption::empty(), building: Mutex::default() }
+    }
+}
+
+impl<T> Cached<T> {
+    /// What holds for the secrets that `generation` gives now; `build` if there is none yet.
+    pub(crate) fn current(
+        &self,
+        common: &Common,
+        stats: &SslStats,
+        generation: impl Fn() -> Generation,
+        build: impl FnOnce() -> Result<T, TlsFailure>,
+    ) -> Result<Arc<T>, TlsFailure> {
+        if let Some(built) = self.built_from(&generation()) {
+            return Ok(built);
+        }
+        // One worker builds; the others wait a moment rather than build the same.
+        let _turn = self.building.lock().unwrap_or_else(PoisonError::into_inner);
+        let generation = generation();
+        if let Some(built) = self.built_from(&generation) {
+            return Ok(built);
+        }
+        let built = Arc::new(build()?);
+        common.show_expiration(stats);
+        if self.built.swap(Some(Arc::new((generation, built.clone())))).is_some() {
+            stats.updated_by_sds.inc();
+        }
+        Ok(built)
+    }
+    fn built_from(&self, generation: &Generation) -> Option<Arc<T>> {
+        let held = self.built.load();
+        let (from, built) = held.as_deref()?;
+        same(from, generation).then(|| built.clone())
+    }
+}
+
+/// The failure of a handshake that needs a secret that has not come.
+pub(crate) fn missing(name: &str) -> TlsFailure {
+    TlsFailure::SecretMissing(format!("TLS_error:Secret is not supplied by SDS: `{name}`"))
+}
+
 /// Whether what was built from `old` still holds for `new`.
-pub(crate) fn same(old: &[Option<Arc<Live>>], new: &[Option<Arc<Live>>]) -> bool {
+fn same(old: &[Option<Arc<Live>>], new: &[Option<Arc<Live>>]) -> bool {
     old.len() == new.len()
         && old.iter().zip(new).all(|(a, b)| match (a, b) {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),

@@ -1,14 +1,13 @@
 //! The server side: `DownstreamTlsContext`. Compiled on the control thread; rustls configurations are built from it at the first
 //! handshake and again when a secret changed, and shared by the workers.
 
-use crate::common::{self, Common};
+use crate::common::{self, Cached, Common};
 use crate::material::{Identity, Material};
 use crate::secret::{Live, SecretKind, SecretSlot, SecretStore};
 use crate::session::{Sessions, TicketKeys, Tickets};
 use crate::stats::SslStats;
 use crate::verify::{ClientVerifier, Peer, PeerCheck};
 use crate::{TlsFailure, Transport, finish};
-use arc_swap::ArcSwapOption;
 use aws_lc_rs::digest;
 use nuncio_core::TlsInfo;
 use nuncio_core::diag::{At, Report};
@@ -18,7 +17,7 @@ use nuncio_proto::envoy::extensions::transport_sockets::tls::v3::downstream_tls_
 use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SignatureAlgorithm, SignatureScheme};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 use tokio_rustls::LazyConfigAcceptor;
 
@@ -50,14 +49,12 @@ pub struct DownstreamTls {
     stats: Arc<SslStats>,
     /// SHA-256 of the configuration, the fixed part of what tickets are bound to.
     digest: [u8; 32],
-    built: ArcSwapOption<Built>,
-    building: Mutex<()>,
+    built: Cached<Built>,
 }
 
 /// rustls configurations of one generation of secrets.
 #[derive(Debug)]
 struct Built {
-    generation: Vec<Option<Arc<Live>>>,
     config: Arc<ServerConfig>,
     /// The same without ALPN, for clients that offer only protocols that we do not: Envoy goes on without, rustls would refuse.
     plain: OnceLock<Arc<ServerConfig>>,
@@ -122,8 +119,7 @@ impl DownstreamTls {
                 prefer_client_ciphers: context.prefer_client_ciphers,
                 stats: Arc::new(SslStats::new(scope, true)),
                 digest: digest_of,
-                built: ArcSwapOption::empty(),
-                building: Mutex::default(),
+                built: Cached::default(),
             })
         })
     }
@@ -169,39 +165,17 @@ impl DownstreamTls {
         generation
     }
     fn current(&self) -> Result<Arc<Built>, TlsFailure> {
-        let generation = self.generation();
-        if let Some(built) = &*self.built.load()
-            && common::same(&built.generation, &generation)
-        {
-            return Ok(built.clone());
-        }
-        // One worker builds; the others wait a moment rather than build the same.
-        let _turn = self.building.lock().unwrap_or_else(PoisonError::into_inner);
-        let generation = self.generation();
-        let old = self.built.load_full();
-        if let Some(built) = &old
-            && common::same(&built.generation, &generation)
-        {
-            return Ok(built.clone());
-        }
-        let built = Arc::new(self.build(generation)?);
-        self.common.show_expiration(&self.stats);
-        if old.is_some() {
-            self.stats.updated_by_sds.inc();
-        }
-        self.built.store(Some(built.clone()));
-        Ok(built)
+        self.built.current(&self.common, &self.stats, || self.generation(), || self.build())
     }
-    fn build(&self, generation: Vec<Option<Arc<Live>>>) -> Result<Built, TlsFailure> {
-        let missing = |name: &str| TlsFailure::SecretMissing(format!("TLS_error:Secret is not supplied by SDS: `{name}`"));
+    fn build(&self) -> Result<Built, TlsFailure> {
         let broken = |e: String| TlsFailure::Handshake(format!("TLS_error:{e}"));
-        let resolved = self.common.resolve().map_err(|name| missing(&name))?;
+        let resolved = self.common.resolve().map_err(|name| common::missing(&name))?;
         let keys = match &self.tickets {
             TicketSource::Own | TicketSource::Disabled => None,
             TicketSource::Fixed(keys) => Some(keys.clone()),
             TicketSource::Slot(slot) => match slot.get().as_deref().map(|l| &l.material) {
                 Some(Material::Tickets(keys)) => Some(keys.clone()),
-                _ => return Err(missing(&slot.name)),
+                _ => return Err(common::missing(&slot.name)),
             },
         };
         let provider = &self.common.params.provider;
@@ -246,7 +220,7 @@ impl DownstreamTls {
             config.ticketer = Arc::new(tickets);
         }
         config.session_storage = if self.stateful { Arc::new(Sessions::default()) } else { Arc::new(NoServerSessionStorage {}) };
-        Ok(Built { generation, config: Arc::new(config), plain: OnceLock::new(), choice, check })
+        Ok(Built { config: Arc::new(config), plain: OnceLock::new(), choice, check })
     }
 }
 

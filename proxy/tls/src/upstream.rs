@@ -4,12 +4,11 @@
 // Fields that Envoy deprecated are still sent (Istio's match_subject_alt_names) and must be read or refused.
 #![allow(deprecated)]
 
-use crate::common::{self, Common};
-use crate::secret::{Live, SecretStore};
+use crate::common::{self, Cached, Common};
+use crate::secret::SecretStore;
 use crate::stats::SslStats;
 use crate::verify::{Peer, PeerCheck, ServerVerifier};
 use crate::{TlsFailure, Transport, finish};
-use arc_swap::ArcSwapOption;
 use nuncio_core::TlsInfo;
 use nuncio_core::diag::{At, Report};
 use nuncio_core::stats::Scope;
@@ -19,7 +18,7 @@ use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::pki_types::{DnsName, ServerName};
 use rustls::sign::CertifiedKey;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use tokio_rustls::TlsConnector;
 
 /// What one connection may change of its context; Envoy's `TransportSocketOptions`.
@@ -48,13 +47,11 @@ pub struct UpstreamTls {
     rsa_key_usage: bool,
     max_sessions: usize,
     stats: Arc<SslStats>,
-    built: ArcSwapOption<Built>,
-    building: Mutex<()>,
+    built: Cached<Built>,
 }
 
 #[derive(Debug)]
 struct Built {
-    generation: Vec<Option<Arc<Live>>>,
     config: Arc<ClientConfig>,
     check: Arc<PeerCheck>,
     /// For `verify_sans` that hold just the SNI (`auto_sni` with `auto_san_validation`), with sessions of its own: a resumed session is
@@ -94,8 +91,7 @@ impl UpstreamTls {
                 rsa_key_usage: context.enforce_rsa_key_usage.unwrap_or_default(),
                 max_sessions: usize::try_from(context.max_session_keys.unwrap_or(1)).unwrap_or(usize::MAX).min(65_536),
                 stats: Arc::new(SslStats::new(scope, false)),
-                built: ArcSwapOption::empty(),
-                building: Mutex::default(),
+                built: Cached::default(),
             })
         })
     }
@@ -149,33 +145,10 @@ impl UpstreamTls {
         self.common.resolve().ok()?.identities.first().map(|i| i.info.clone())
     }
     fn current(&self) -> Result<Arc<Built>, TlsFailure> {
-        let generation = self.common.generation();
-        if let Some(built) = &*self.built.load()
-            && common::same(&built.generation, &generation)
-        {
-            return Ok(built.clone());
-        }
-        let _turn = self.building.lock().unwrap_or_else(PoisonError::into_inner);
-        let generation = self.common.generation();
-        let old = self.built.load_full();
-        if let Some(built) = &old
-            && common::same(&built.generation, &generation)
-        {
-            return Ok(built.clone());
-        }
-        let built = Arc::new(self.build(generation)?);
-        self.common.show_expiration(&self.stats);
-        if old.is_some() {
-            self.stats.updated_by_sds.inc();
-        }
-        self.built.store(Some(built.clone()));
-        Ok(built)
+        self.built.current(&self.common, &self.stats, || self.common.generation(), || self.build())
     }
-    fn build(&self, generation: Vec<Option<Arc<Live>>>) -> Result<Built, TlsFailure> {
-        let resolved = self
-            .common
-            .resolve()
-            .map_err(|name| TlsFailure::SecretMissing(format!("TLS_error:Secret is not supplied by SDS: `{name}`")))?;
+    fn build(&self) -> Result<Built, TlsFailure> {
+        let resolved = self.common.resolve().map_err(|name| common::missing(&name))?;
         let provider = &self.common.params.provider;
         let check = Arc::new(PeerCheck {
             // Without a validation context Envoy verifies nothing.
@@ -197,7 +170,7 @@ impl UpstreamTls {
         };
         config.alpn_protocols = self.common.alpn.clone();
         config.resumption = self.resumption();
-        Ok(Built { generation, config: Arc::new(config), check, sni_checked: OnceLock::new() })
+        Ok(Built { config: Arc::new(config), check, sni_checked: OnceLock::new() })
     }
     /// A configuration that wants one of `sans`.
     fn verifying(&self, built: &Built, sans: &[String], sni: Option<&str>) -> (Arc<ClientConfig>, Arc<PeerCheck>) {
