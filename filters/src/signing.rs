@@ -4,7 +4,6 @@ use crate::secret::{Made, Secret};
 use aws_lc_rs::hmac;
 use nuncio_core::diag::{At, Report};
 use nuncio_proto::nuncio::common::v1 as common;
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -80,9 +79,4 @@ pub fn hex(bytes: &[u8]) -> String {
 /// Seconds since 1970.
 pub fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
-}
-
-/// Text of bytes that should be text.
-pub fn text(bytes: &[u8]) -> Cow<'_, str> {
-    String::from_utf8_lossy(bytes)
 }

@@ -233,7 +233,7 @@ impl Filter {
         let signed = signature.canonical(&ex.request, body);
         match key {
             // Compares in constant time.
-            Some(key) if hmac::verify(key, signed.as_bytes(), &signature.mac).is_ok() => {}
+            Some(key) if hmac::verify(key, &signed, &signature.mac).is_ok() => {}
             Some(_) => return Err((401, BAD, "bad_signature")),
             None => return Err((401, BAD, "unknown_key")),
         }

@@ -1,6 +1,6 @@
 //! The `authorization` header of a signed request, and the text that is signed. Workers.
 
-use crate::signing::{hex, sorted_query, text};
+use crate::signing::{hex, sorted_query};
 use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -85,25 +85,31 @@ impl Signature {
     }
     /// What is signed, line by line: scheme, time, nonce, method, host, path, sorted query, each header that is covered, digest of the body
     /// (or UNSIGNED).
-    pub fn canonical(&self, request: &RequestHead, body: Option<&[u8]>) -> String {
-        let mut lines = vec![
-            self.scheme().to_string(),
-            self.timestamp.to_string(),
-            self.nonce.clone(),
-            request.method.as_str().to_string(),
-            request.authority.as_str().to_ascii_lowercase(),
-            request.path_only().to_string(),
-            sorted_query(request.query().unwrap_or_default(), ""),
-        ];
+    pub fn canonical(&self, request: &RequestHead, body: Option<&[u8]>) -> Vec<u8> {
+        let mut text = [
+            self.scheme(),
+            &self.timestamp.to_string(),
+            &self.nonce,
+            request.method.as_str(),
+            &request.authority.as_str().to_ascii_lowercase(),
+            request.path_only(),
+            &sorted_query(request.query().unwrap_or_default(), ""),
+            "",
+        ]
+        .join("\n")
+        .into_bytes();
         for name in &self.headers {
             // A header that is not there is signed as empty, so that nobody can add it.
             let value = joined(&request.headers, name).unwrap_or_default();
-            lines.push(format!("{name}:{}", text(&value).trim()));
+            text.extend_from_slice(name.as_str().as_bytes());
+            text.push(b':');
+            text.extend_from_slice(value.trim_ascii());
+            text.push(b'\n');
         }
-        lines.push(match (body, DIGESTS.get(self.algorithm)) {
-            (Some(body), Some(algorithm)) => hex(digest::digest(algorithm, body).as_ref()),
-            _ => "UNSIGNED".to_string(),
-        });
-        lines.join("\n")
+        match (body, DIGESTS.get(self.algorithm)) {
+            (Some(body), Some(algorithm)) => text.extend_from_slice(hex(digest::digest(algorithm, body).as_ref()).as_bytes()),
+            _ => text.extend_from_slice(b"UNSIGNED"),
+        }
+        text
     }
 }

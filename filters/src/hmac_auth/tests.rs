@@ -118,6 +118,17 @@ async fn whatever_is_changed_is_noticed() {
     }
 }
 
+#[test]
+fn headers_are_signed_byte_by_byte() {
+    let [one, other] = [b"\xe1", b"\xe2"].map(|value| {
+        let mut ex = request().exchange();
+        ex.request.headers.insert(HeaderName::from_static("x-tenant"), HeaderValue::from_bytes(value).unwrap());
+        let signature = Signature::parse(&ex.request.headers).unwrap().unwrap();
+        signature.canonical(&ex.request, None)
+    });
+    assert_ne!(one, other);
+}
+
 #[tokio::test]
 async fn headers_that_cannot_be_read() {
     let (filter, server) = compiled("");
