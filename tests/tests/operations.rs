@@ -67,7 +67,7 @@ static_resources:
     address: {socket_address: {address: 127.0.0.1, port_value: 1}}
     filter_chains: [{filters: [{name: x, typed_config: {"@type": type.googleapis.com/google.protobuf.Empty}}]}]
   clusters:
-  - {name: two, type: STATIC, max_requests_per_connection: 0, lb_subset_config: {subset_selectors: [{keys: [a]}]}}
+  - {name: two, type: STATIC, max_requests_per_connection: 0, lb_subset_config: {subset_selectors: [{keys: [a], fallback_policy: 99}]}}
 "#;
     let (code, text) = run(&["--mode", "validate", "--config-yaml", yaml]);
     assert_eq!(code, Some(1), "{text}");

@@ -275,11 +275,12 @@ fn a_request_goes_on_after_its_response_began_and_while_nobody_reads_that() {
     std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
         let mut buffer = [0; 4096];
-        assert!(stream.read(&mut buffer).unwrap() > 0);
+        let first = stream.read(&mut buffer).unwrap();
+        // What came of the body with the head counts.
+        let mut all = buffer[..first].iter().filter(|b| **b == b'x').count();
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n").unwrap();
         let mut reader = stream.try_clone().unwrap();
         std::thread::spawn(move || while stream.write_all(&[0; 65536]).is_ok() {});
-        let mut all = 0;
         while all < 3_000_000 {
             all += reader.read(&mut buffer).unwrap();
         }
