@@ -133,6 +133,10 @@ pub fn install(config: &LocalReplyConfig, runtime: &Runtime, ex: &mut Exchange, 
         body = text.into();
         content_type = format.content_type.clone();
     }
+    // A service that wrote the headers may have told the length of another body.
+    if body.is_empty() || ex.info.grpc_request {
+        head.headers.remove(&header::CONTENT_LENGTH);
+    }
     if ex.info.grpc_request {
         grpc_form(&mut head, &body, grpc_status.unwrap_or_else(|| grpc_from_http(status)));
         ex.response_body = Body::Empty;
@@ -186,5 +190,26 @@ fn context<'a>(ex: &'a Exchange, head: &'a ResponseHead, body: &'a [u8], headed:
         response: Some(head),
         local_reply_body: std::str::from_utf8(body).unwrap_or_default(),
         ..FormatContext::new(&ex.info)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Method;
+    use nuncio_core::RequestHead;
+    use nuncio_core::test_kit as kit;
+
+    #[test]
+    fn a_length_that_is_not_the_bodys_is_not_said() {
+        let server = kit::server(Default::default());
+        for (body, grpc, length) in [("", false, None), ("abc", true, None), ("abc", false, Some("3"))] {
+            let mut ex = kit::exchange(RequestHead::new(Method::GET, "shop", "/"));
+            ex.info.grpc_request = grpc;
+            let mut reply = LocalReply::new(403, body, "ext_authz_denied");
+            reply.headers.insert(header::CONTENT_LENGTH, HeaderValue::from_static("10"));
+            install(&LocalReplyConfig::default(), &server.runtime, &mut ex, reply, true);
+            assert_eq!(ex.response.unwrap().headers.get_str(&header::CONTENT_LENGTH), length, "{body} {grpc}");
+        }
     }
 }
