@@ -164,11 +164,25 @@ fn client_status(resource: &Resource) -> i32 {
     if resource.error.is_some() { ClientResourceStatus::Nacked.into() } else { ClientResourceStatus::Unknown.into() }
 }
 
-/// Version, resource and time of a state that may be missing because every update so far was refused.
-type Parts = (String, Option<Any>, Option<Timestamp>);
+/// What elements are made of.
+struct Shown {
+    version_info: String,
+    /// None if every update so far was refused.
+    resource: Option<Any>,
+    last_updated: Option<Timestamp>,
+    error_state: Option<UpdateFailureState>,
+    client_status: i32,
+}
 
-fn parts(version: Option<&Version>) -> Parts {
-    version.map_or_else(Default::default, |v| (v.version_info.to_string(), any(v), timestamp(v.last_updated)))
+fn element<M: Message>(r: &Resource, version: Option<&Version>, with_error: bool, make: impl FnOnce(Shown) -> M) -> Element {
+    let shown = Shown {
+        version_info: version.map(|v| v.version_info.to_string()).unwrap_or_default(),
+        resource: version.and_then(any),
+        last_updated: version.and_then(|v| timestamp(v.last_updated)),
+        error_state: if with_error { error_state(r.error.as_ref()) } else { None },
+        client_status: if with_error { client_status(r) } else { 0 },
+    };
+    (make(shown).encode_to_vec(), type_of(version))
 }
 
 fn type_of(version: Option<&Version>) -> Arc<str> {
@@ -186,62 +200,64 @@ fn dynamic(resource: &Resource) -> Option<Option<&Version>> {
     (!resource.is_static && (version.is_some() || resource.error.is_some())).then_some(version)
 }
 
-/// What is active.
-fn active(resource: &Resource) -> Option<&Version> {
-    if resource.is_static { None } else { resource.active.as_ref() }
+fn fixed_element<M: Message>(r: &Resource, make: impl FnOnce(Shown) -> M) -> Option<Element> {
+    Some(element(r, Some(fixed(r)?), false, make))
 }
 
-/// What is warming, or `Some(None)` for a resource of which there is only a refused update.
-fn warming(resource: &Resource) -> Option<Option<&Version>> {
-    let only_error = resource.active.is_none() && resource.error.is_some();
-    (!resource.is_static && (resource.warming.is_some() || only_error)).then_some(resource.warming.as_ref())
+fn dynamic_element<M: Message>(r: &Resource, make: impl FnOnce(Shown) -> M) -> Option<Element> {
+    Some(element(r, dynamic(r)?, true, make))
+}
+
+fn active_element<M: Message>(r: &Resource, make: impl FnOnce(Shown) -> M) -> Option<Element> {
+    let version = if r.is_static { None } else { r.active.as_ref() };
+    Some(element(r, Some(version?), true, make))
+}
+
+/// What is warming, or a resource of which there is only a refused update. An error is shown once.
+fn warming_element<M: Message>(r: &Resource, make: impl FnOnce(Shown) -> M) -> Option<Element> {
+    let only_error = r.active.is_none() && r.error.is_some();
+    let shown = !r.is_static && (r.warming.is_some() || only_error);
+    shown.then(|| element(r, r.warming.as_ref(), r.active.is_none(), make))
 }
 
 fn static_cluster(r: &Resource) -> Option<Element> {
-    let version = fixed(r)?;
-    let (_, cluster, last_updated) = parts(Some(version));
-    Some((StaticCluster { cluster, last_updated }.encode_to_vec(), version.type_url.clone()))
+    fixed_element(r, |s| StaticCluster { cluster: s.resource, last_updated: s.last_updated })
 }
 
-fn cluster(r: &Resource, version: Option<&Version>, with_error: bool) -> Element {
-    let (version_info, cluster, last_updated) = parts(version);
-    let (error_state, client_status) = if with_error { (error_state(r.error.as_ref()), client_status(r)) } else { (None, 0) };
-    (DynamicCluster { version_info, cluster, last_updated, error_state, client_status }.encode_to_vec(), type_of(version))
+fn cluster(s: Shown) -> DynamicCluster {
+    let Shown { version_info, resource: cluster, last_updated, error_state, client_status } = s;
+    DynamicCluster { version_info, cluster, last_updated, error_state, client_status }
 }
 
 fn active_cluster(r: &Resource) -> Option<Element> {
-    Some(cluster(r, Some(active(r)?), true))
+    active_element(r, cluster)
 }
 
 fn warming_cluster(r: &Resource) -> Option<Element> {
-    // An error is shown once.
-    Some(cluster(r, warming(r)?, r.active.is_none()))
+    warming_element(r, cluster)
 }
 
 fn ecds_filter(r: &Resource) -> Option<Element> {
-    let version = dynamic(r)?;
-    let (version_info, ecds_filter, last_updated) = parts(version);
-    let (error_state, client_status) = (error_state(r.error.as_ref()), client_status(r));
-    Some((EcdsFilterConfig { version_info, ecds_filter, last_updated, error_state, client_status }.encode_to_vec(), type_of(version)))
+    dynamic_element(r, |s| {
+        let Shown { version_info, resource: ecds_filter, last_updated, error_state, client_status } = s;
+        EcdsFilterConfig { version_info, ecds_filter, last_updated, error_state, client_status }
+    })
 }
 
 fn static_endpoints(r: &Resource) -> Option<Element> {
-    let version = fixed(r)?;
     // Envoy shows no time for endpoints.
-    Some((StaticEndpointConfig { endpoint_config: any(version), last_updated: None }.encode_to_vec(), version.type_url.clone()))
+    fixed_element(r, |s| StaticEndpointConfig { endpoint_config: s.resource, last_updated: None })
 }
 
 fn dynamic_endpoints(r: &Resource) -> Option<Element> {
-    let version = dynamic(r)?;
-    let (error_state, client_status) = (error_state(r.error.as_ref()), client_status(r));
-    let element = DynamicEndpointConfig { endpoint_config: version.and_then(any), error_state, client_status, ..Default::default() };
-    Some((element.encode_to_vec(), type_of(version)))
+    dynamic_element(r, |s| {
+        let Shown { resource: endpoint_config, error_state, client_status, .. } = s;
+        DynamicEndpointConfig { endpoint_config, error_state, client_status, ..Default::default() }
+    })
 }
 
 fn static_listener(r: &Resource) -> Option<Element> {
-    let version = fixed(r)?;
-    let (_, listener, last_updated) = parts(Some(version));
-    Some((StaticListener { listener, last_updated }.encode_to_vec(), version.type_url.clone()))
+    fixed_element(r, |s| StaticListener { listener: s.resource, last_updated: s.last_updated })
 }
 
 fn dynamic_listener(r: &Resource) -> Option<Element> {
@@ -249,8 +265,9 @@ fn dynamic_listener(r: &Resource) -> Option<Element> {
         return None;
     }
     let state = |version: Option<&Version>| {
-        let (version_info, listener, last_updated) = parts(Some(version?));
-        Some(DynamicListenerState { version_info, listener, last_updated })
+        let version = version?;
+        let (version_info, last_updated) = (version.version_info.to_string(), timestamp(version.last_updated));
+        Some(DynamicListenerState { version_info, listener: any(version), last_updated })
     };
     let element = DynamicListener {
         name: r.name.to_string(),
@@ -264,65 +281,52 @@ fn dynamic_listener(r: &Resource) -> Option<Element> {
 }
 
 /// The scopes of one set, see [`ResourceKind::ScopedRoute`].
-fn scopes(version: Option<&Version>) -> Vec<Any> {
-    let set = version.and_then(|v| DynamicScopedRouteConfigs::decode(v.value.as_ref()).ok());
+fn scopes(set: Option<Any>) -> Vec<Any> {
+    let set = set.and_then(|set| DynamicScopedRouteConfigs::decode(set.value.as_ref()).ok());
     set.map(|set| set.scoped_route_configs).unwrap_or_default()
 }
 
 fn inline_scopes(r: &Resource) -> Option<Element> {
-    let version = fixed(r)?;
-    let scoped_route_configs = scopes(Some(version));
-    let element =
-        InlineScopedRouteConfigs { name: r.name.to_string(), scoped_route_configs, last_updated: timestamp(version.last_updated) };
-    Some((element.encode_to_vec(), version.type_url.clone()))
+    fixed_element(r, |s| {
+        let (name, scoped_route_configs) = (r.name.to_string(), scopes(s.resource));
+        InlineScopedRouteConfigs { name, scoped_route_configs, last_updated: s.last_updated }
+    })
 }
 
 fn dynamic_scopes(r: &Resource) -> Option<Element> {
-    let version = dynamic(r)?;
-    let (version_info, _, last_updated) = parts(version);
-    let element = DynamicScopedRouteConfigs {
-        name: r.name.to_string(),
-        version_info,
-        scoped_route_configs: scopes(version),
-        last_updated,
-        error_state: error_state(r.error.as_ref()),
-        client_status: client_status(r),
-    };
-    Some((element.encode_to_vec(), type_of(version)))
+    dynamic_element(r, |s| {
+        let Shown { version_info, resource, last_updated, error_state, client_status } = s;
+        let (name, scoped_route_configs) = (r.name.to_string(), scopes(resource));
+        DynamicScopedRouteConfigs { name, version_info, scoped_route_configs, last_updated, error_state, client_status }
+    })
 }
 
 fn static_route(r: &Resource) -> Option<Element> {
-    let version = fixed(r)?;
-    let (_, route_config, last_updated) = parts(Some(version));
-    Some((StaticRouteConfig { route_config, last_updated }.encode_to_vec(), version.type_url.clone()))
+    fixed_element(r, |s| StaticRouteConfig { route_config: s.resource, last_updated: s.last_updated })
 }
 
 fn dynamic_route(r: &Resource) -> Option<Element> {
-    let version = dynamic(r)?;
-    let (version_info, route_config, last_updated) = parts(version);
-    let (error_state, client_status) = (error_state(r.error.as_ref()), client_status(r));
-    Some((DynamicRouteConfig { version_info, route_config, last_updated, error_state, client_status }.encode_to_vec(), type_of(version)))
+    dynamic_element(r, |s| {
+        let Shown { version_info, resource: route_config, last_updated, error_state, client_status } = s;
+        DynamicRouteConfig { version_info, route_config, last_updated, error_state, client_status }
+    })
 }
 
 fn static_secret(r: &Resource) -> Option<Element> {
-    let version = fixed(r)?;
-    let (_, secret, last_updated) = parts(Some(version));
-    Some((StaticSecret { name: r.name.to_string(), last_updated, secret }.encode_to_vec(), version.type_url.clone()))
+    fixed_element(r, |s| StaticSecret { name: r.name.to_string(), last_updated: s.last_updated, secret: s.resource })
 }
 
-fn secret(r: &Resource, version: Option<&Version>, with_error: bool) -> Element {
-    let (version_info, secret, last_updated) = parts(version);
+fn secret(r: &Resource, s: Shown) -> DynamicSecret {
+    let Shown { version_info, resource, last_updated, error_state, client_status } = s;
     // A secret that is only wanted is shown by its name, as Envoy does; istioctl refuses an element without.
-    let secret = secret.or_else(|| Some(pack(&Secret { name: r.name.to_string(), ..Default::default() })));
-    let (error_state, client_status) = if with_error { (error_state(r.error.as_ref()), client_status(r)) } else { (None, 0) };
-    let element = DynamicSecret { name: r.name.to_string(), version_info, last_updated, secret, error_state, client_status };
-    (element.encode_to_vec(), type_of(version))
+    let secret = resource.or_else(|| Some(pack(&Secret { name: r.name.to_string(), ..Default::default() })));
+    DynamicSecret { name: r.name.to_string(), version_info, last_updated, secret, error_state, client_status }
 }
 
 fn active_secret(r: &Resource) -> Option<Element> {
-    Some(secret(r, Some(active(r)?), true))
+    active_element(r, |s| secret(r, s))
 }
 
 fn warming_secret(r: &Resource) -> Option<Element> {
-    Some(secret(r, warming(r)?, r.active.is_none()))
+    warming_element(r, |s| secret(r, s))
 }
