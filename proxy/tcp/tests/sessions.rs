@@ -380,10 +380,7 @@ fn what_is_refused_and_what_is_adopted() {
     };
     refused(TcpProxy { stat_prefix: String::new(), ..world.proto("a") }, "stat_prefix");
     refused(TcpProxy { cluster_specifier: None, ..world.proto("a") }, "no cluster");
-    refused(
-        TcpProxy { tunneling_config: Some(TunnelingConfig::default()), ..world.proto("a") },
-        "tunneling_config.hostname",
-    );
+    refused(TcpProxy { tunneling_config: Some(TunnelingConfig::default()), ..world.proto("a") }, "tunneling_config.hostname");
     refused(TcpProxy { on_demand: Some(Default::default()), ..world.proto("a") }, "on_demand");
     refused(TcpProxy { max_connect_attempts: Some(0), ..world.proto("a") }, "max_connect_attempts");
     refused(TcpProxy { hash_policy: vec![Default::default()], ..world.proto("a") }, "hash_policy[0]");
