@@ -29,7 +29,7 @@ pub struct ClientHello {
     pub sni: Option<String>,
     /// Offered protocols in the client's order; those that are not UTF-8 are left out, because no configuration can name them.
     pub alpn: Vec<String>,
-    /// Bytes of the hello with its record headers.
+    /// Bytes to the end of the record in which the hello ends, headers included; they need not all have come.
     pub len: usize,
 }
 
