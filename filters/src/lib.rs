@@ -1,4 +1,4 @@
-//! Envoy's HTTP filters, one file or folder each. Compiled on the control thread, run on every worker; `register` is called once
+//! Envoy's filters and our own, one file or folder each. Compiled on the control thread, run on every worker; `register` is called once
 //! by `main`. Filters that are not here are not registered: a listener that uses one is refused by name, never served without it.
 
 pub mod admission_control;
@@ -37,20 +37,26 @@ pub mod stateful_session;
 
 mod cluster_stats;
 mod config;
-mod whole;
 mod shared;
 mod signing;
 mod watched;
+mod whole;
 
 use nuncio_core::registry::Registry;
 
 /// Adds every filter of this crate to `registry`.
 pub fn register(registry: &mut Registry) {
+    registry.http.push(Box::new(admission_control::Factory));
+    registry.http.push(Box::new(api_key_auth::Factory));
+    registry.http.push(Box::new(bandwidth_limit::Factory));
+    registry.http.push(Box::new(basic_auth::Factory));
     registry.http.push(Box::new(buffer::Factory));
     registry.http.push(Box::new(compressor::Factory));
     registry.http.push(Box::new(concurrency_queue::Factory));
     registry.http.push(Box::new(cors::Factory));
     registry.http.push(Box::new(csrf::Factory));
+    registry.http.push(Box::new(custom_response::Factory));
+    registry.http.push(Box::new(decompressor::Factory));
     registry.http.push(Box::new(dynamic_forward_proxy::Factory));
     registry.network.push(Box::new(dynamic_forward_proxy::SniFactory));
     registry.http.push(Box::new(ext_authz::Factory));
@@ -58,26 +64,20 @@ pub fn register(registry: &mut Registry) {
     registry.http.push(Box::new(grpc_stats::Factory));
     registry.http.push(Box::new(grpc_web::Factory));
     registry.http.push(Box::new(header_mutation::Factory));
+    registry.http.push(Box::new(header_to_metadata::Factory));
     registry.http.push(Box::new(health_check::Factory));
+    registry.http.push(Box::new(ip_tagging::Factory));
     registry.http.push(Box::new(jwt_authn::Factory));
     registry.http.push(Box::new(local_ratelimit::Factory));
-    registry.http.push(Box::new(ratelimit::Factory));
     registry.http.push(Box::new(rbac::HttpFactory));
+    registry.http.push(Box::new(ratelimit::Factory));
     registry.http.push(Box::new(set_filter_state::Factory));
     registry.http.push(Box::new(set_metadata::Factory));
     registry.http.push(Box::new(signed_url::Factory));
     registry.http.push(Box::new(hmac_auth::Factory));
     registry.http.push(Box::new(consumer::Factory));
-    registry.network.push(Box::new(rbac::NetworkFactory));
-    registry.http.push(Box::new(stateful_session::Factory));
-    registry.http.push(Box::new(api_key_auth::Factory));
-    registry.http.push(Box::new(basic_auth::Factory));
-    registry.http.push(Box::new(header_to_metadata::Factory));
-    registry.http.push(Box::new(ip_tagging::Factory));
     registry.network.push(Box::new(connection::LimitFactory));
     registry.network.push(Box::<connection::RateFactory>::default());
-    registry.http.push(Box::new(bandwidth_limit::Factory));
-    registry.http.push(Box::new(decompressor::Factory));
-    registry.http.push(Box::new(admission_control::Factory));
-    registry.http.push(Box::new(custom_response::Factory));
+    registry.network.push(Box::new(rbac::NetworkFactory));
+    registry.http.push(Box::new(stateful_session::Factory));
 }

@@ -55,7 +55,7 @@ async fn consumers_take_turns() {
     let mut order = Vec::new();
     while !line.is_empty() {
         drop(held);
-        let at = line.iter_mut().position(|(_, w)| w.now_or_never().is_some_and(|p| held_next(p)));
+        let at = line.iter_mut().position(|(_, w)| w.now_or_never().is_some_and(held_next));
         let (name, _) = line.remove(at.unwrap());
         order.push(name);
         held = NEXT.take().unwrap();

@@ -84,8 +84,8 @@ pub fn server(metadata: Struct) -> Arc<Server> {
         started: Instant::now(),
         concurrency: 2,
         drain_time: Duration::from_secs(1),
-    })
         clusters: Arc::default(),
+    })
 }
 
 /// A string value.

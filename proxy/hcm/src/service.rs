@@ -201,9 +201,6 @@ impl HttpConnection {
         if let Some(reply) = ex.replacement.take() {
             local_reply::install(&config.local_reply, &config.server.runtime, ex, *reply, true);
         }
-        if let Some(reply) = ex.replacement.take() {
-            local_reply::install(&config.local_reply, &config.server.runtime, ex, *reply, true);
-        }
         let Some(mut head) = ex.response.take() else {
             // The router always leaves a response; this stands for a bug and is visible as a 500.
             return Response {
