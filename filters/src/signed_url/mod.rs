@@ -202,6 +202,10 @@ impl Filter {
         let mac = URL_SAFE_NO_PAD.decode(signature.trim_end_matches('=')).map_err(|_| (BAD, "malformed"))?;
         let keys = self.keys.load();
         let [key, ..] = keys.1.get(key_id).ok_or((BAD, "unknown_key"))?;
+        // Its address would be signed as none at all.
+        if self.bind && !matches!(ex.info.remote, Address::Ip(_)) {
+            return Err((BAD, "no_client_address"));
+        }
         // Compares in constant time.
         let signed = canonical(&ex.request, signature_name, self.bind.then_some(&ex.info.remote));
         hmac::verify(key, signed.as_bytes(), &mac).map_err(|_| (BAD, "bad_signature"))?;

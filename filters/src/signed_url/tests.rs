@@ -80,6 +80,9 @@ async fn lifetime_address_and_names() {
     assert_eq!(ex.request.path.as_str(), bound);
     assert_eq!(run(&*filter, get(&link("/a", "", now() + 60, "10.0.0.2"), None)).await.as_deref(), Some("bad_signature"));
     assert_eq!(run(&*filter, get(&link("/a", "", now() + 200, "10.0.0.1"), None)).await.as_deref(), Some("lifetime"));
+    let mut ex = get(&link("/a", "", now() + 60, ""), None);
+    ex.info.remote = nuncio_core::Address::Pipe("/run/client".into());
+    assert_eq!(run(&*filter, ex).await.as_deref(), Some("no_client_address"));
     let filter = compiled(", expires_parameter: e, key_parameter: k, signature_parameter: s");
     assert_eq!(run(&*filter, get(&link("/a", "", now() + 60, ""), None)).await.as_deref(), Some("missing"));
 }
