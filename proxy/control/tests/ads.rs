@@ -6,7 +6,7 @@
 mod kit;
 
 use bytes::Bytes;
-use kit::{Folder, Proxy, http};
+use kit::{Folder, Proxy, http, listener};
 use nuncio_proto::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use nuncio_proto::json::{UnknownFields, from_json, to_value};
 use nuncio_proto::{Any, Message};
@@ -166,21 +166,10 @@ fn upstream(name: &'static str) -> u16 {
     port
 }
 
-const LISTENER: &str = r#"
-name: web
-address: {socket_address: {address: 127.0.0.1, port_value: 0}}
-filter_chains:
-- filters:
-  - name: hcm
-    typed_config:
-      "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-      stat_prefix: web
-      rds: {route_config_name: r, config_source: {ads: {}, initial_fetch_timeout: 0s, resource_api_version: V3}}
-      http_filters:
-      - name: envoy.filters.http.router
-        typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
-"#;
-
+fn web() -> Resource {
+    let routes = "rds: {route_config_name: r, config_source: {ads: {}, initial_fetch_timeout: 0s, resource_api_version: V3}}";
+    resource(types::LISTENER, "web", &format!("{{{}}}", listener("web", 0, routes, "")))
+}
 fn cluster(name: &str) -> Resource {
     let yaml = format!(
         "{{name: {name}, type: EDS, connect_timeout: 1s, eds_cluster_config: {{eds_config: {{ads: {{}}, initial_fetch_timeout: 0s, resource_api_version: V3}}}}}}"
@@ -213,18 +202,27 @@ fn bootstrap(socket: &std::path::Path) -> String {
     )
 }
 
+/// A control plane that knows `world`, and a proxy that asks it.
+fn start(dir: &Folder, world: World) -> (ControlPlane, Proxy) {
+    let socket = dir.0.join("xds");
+    let plane = ControlPlane::start(socket.clone(), world);
+    (plane, Proxy::start(&dir.0, bootstrap(&socket)))
+}
+
+/// Two clusters, and a listener whose routes go to the first.
+fn two_clusters() -> World {
+    World::from([
+        (types::CLUSTER, vec![cluster("a"), cluster("b")]),
+        (types::ENDPOINT, vec![endpoints("a", upstream("a")), endpoints("b", upstream("b"))]),
+        (types::LISTENER, vec![web()]),
+        (types::ROUTE, vec![routes("a")]),
+    ])
+}
+
 #[test]
 fn serves_what_the_control_plane_says_and_refuses_by_name() {
     let dir = Folder::new("ads");
-    let socket = dir.0.join("xds");
-    let world = World::from([
-        (types::CLUSTER, vec![cluster("a"), cluster("b")]),
-        (types::ENDPOINT, vec![endpoints("a", upstream("a")), endpoints("b", upstream("b"))]),
-        (types::LISTENER, vec![resource(types::LISTENER, "web", LISTENER)]),
-        (types::ROUTE, vec![routes("a")]),
-    ]);
-    let plane = ControlPlane::start(socket.clone(), world);
-    let proxy = Proxy::start(&dir.0, bootstrap(&socket));
+    let (plane, proxy) = start(&dir, two_clusters());
 
     let first = plane.request("CDS", |r| r.type_url == types::CLUSTER);
     assert_eq!(first.node.as_ref().map(|n| n.id.as_str()), Some("me"));
@@ -278,15 +276,7 @@ fn serves_what_the_control_plane_says_and_refuses_by_name() {
 #[test]
 fn a_control_plane_that_comes_and_goes_loses_no_request() {
     let dir = Folder::new("ads-outage");
-    let socket = dir.0.join("xds");
-    let world = World::from([
-        (types::CLUSTER, vec![cluster("a"), cluster("b")]),
-        (types::ENDPOINT, vec![endpoints("a", upstream("a")), endpoints("b", upstream("b"))]),
-        (types::LISTENER, vec![resource(types::LISTENER, "web", LISTENER)]),
-        (types::ROUTE, vec![routes("a")]),
-    ]);
-    let plane = ControlPlane::start(socket.clone(), world);
-    let proxy = Proxy::start(&dir.0, bootstrap(&socket));
+    let (plane, proxy) = start(&dir, two_clusters());
     proxy.wait_live();
     let web = proxy.listener("web").unwrap();
 
@@ -332,26 +322,15 @@ fn a_control_plane_that_comes_and_goes_loses_no_request() {
     assert_eq!(proxy.quit(), 0);
 }
 
-const SCOPED: &str = r#"
-name: web
-address: {socket_address: {address: 127.0.0.1, port_value: 0}}
-filter_chains:
-- filters:
-  - name: hcm
-    typed_config:
-      "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-      stat_prefix: web
-      scoped_routes:
-        name: scopes
-        scope_key_builder: {fragments: [{header_value_extractor: {name: ":path", element_separator: /, index: 1}}]}
-        rds_config_source: {ads: {}, resource_api_version: V3}
-        scoped_rds: {scoped_rds_config_source: {ads: {}, resource_api_version: V3}}
-      http_filters:
-      - name: envoy.filters.http.on_demand
-        typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.on_demand.v3.OnDemand}
-      - name: envoy.filters.http.router
-        typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}
-"#;
+fn scoped() -> Resource {
+    let routes = r#"scoped_routes: {name: scopes,
+        scope_key_builder: {fragments: [{header_value_extractor: {name: ":path", element_separator: /, index: 1}}]},
+        rds_config_source: {ads: {}, resource_api_version: V3},
+        scoped_rds: {scoped_rds_config_source: {ads: {}, resource_api_version: V3}}}"#;
+    let on_demand = r#"{name: envoy.filters.http.on_demand,
+        typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.on_demand.v3.OnDemand}}, "#;
+    resource(types::LISTENER, "web", &format!("{{{}}}", listener("web", 0, routes, on_demand)))
+}
 
 fn scope(name: &str, key: &str, more: &str) -> Resource {
     resource(types::SCOPED_ROUTE, name, &format!("{{name: {name}, key: {{fragments: [{{string_key: '{key}'}}]}}, {more}}}"))
@@ -368,10 +347,9 @@ fn saying_table(name: &str) -> Resource {
 #[test]
 fn scopes_choose_tables_and_what_is_missing_is_fetched_while_the_request_waits() {
     let dir = Folder::new("scopes");
-    let socket = dir.0.join("xds");
     let growing = "{name: growing, vhds: {config_source: {ads: {}, resource_api_version: V3}}}";
     let world = World::from([
-        (types::LISTENER, vec![resource(types::LISTENER, "web", SCOPED)]),
+        (types::LISTENER, vec![scoped()]),
         (
             types::SCOPED_ROUTE,
             vec![
@@ -383,8 +361,7 @@ fn scopes_choose_tables_and_what_is_missing_is_fetched_while_the_request_waits()
         (types::ROUTE, vec![saying_table("plain"), saying_table("late"), resource(types::ROUTE, "growing", growing)]),
         (types::VIRTUAL_HOST, vec![resource(types::VIRTUAL_HOST, "growing/test", &format!("{{{}}}", saying("found")))]),
     ]);
-    let plane = ControlPlane::start(socket.clone(), world);
-    let proxy = Proxy::start(&dir.0, bootstrap(&socket));
+    let (plane, proxy) = start(&dir, world);
     let rds = plane.request("RDS", |r| r.type_url == types::ROUTE && !r.resource_names_subscribe.is_empty());
     assert_eq!(rds.resource_names_subscribe, ["growing", "plain"]);
     plane.request("VHDS", |r| r.type_url == types::VIRTUAL_HOST && r.resource_names_subscribe == ["growing"]);

@@ -4,7 +4,7 @@
 
 mod kit;
 
-use kit::{Folder, Proxy, eventually, factories, http};
+use kit::{Folder, Proxy, eventually, factories, http, listener};
 use nuncio_control::{Args, Mode, run};
 
 fn bootstrap(dir: &Folder) -> String {
@@ -16,25 +16,13 @@ fn bootstrap(dir: &Folder) -> String {
 }
 
 fn lds(dir: &Folder, names: &[&str]) -> String {
+    let path = dir.path("rds.yaml");
+    let routes =
+        format!("rds: {{route_config_name: r, config_source: {{path_config_source: {{path: \"{path}\", poll_interval: 0.02s}}}}}}");
     let mut text = "version_info: '1'\nresources:\n".to_string();
     for name in names {
-        text.push_str(&format!(
-            r#"- "@type": type.googleapis.com/envoy.config.listener.v3.Listener
-  name: {name}
-  address: {{socket_address: {{address: 127.0.0.1, port_value: 0}}}}
-  filter_chains:
-  - filters:
-    - name: hcm
-      typed_config:
-        "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-        stat_prefix: web
-        rds: {{route_config_name: r, config_source: {{path_config_source: {{path: "{}", poll_interval: 0.02s}}}}}}
-        http_filters:
-        - name: envoy.filters.http.router
-          typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
-"#,
-            dir.path("rds.yaml")
-        ));
+        let fields = listener(name, 0, &routes, "");
+        text.push_str(&format!("- {{\"@type\": type.googleapis.com/envoy.config.listener.v3.Listener, {fields}}}\n"));
     }
     text
 }
@@ -121,10 +109,6 @@ fn validation_says_yes_or_no() {
 fn a_static_listener_that_cannot_be_bound_ends_the_process() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    let yaml = format!(
-        r#"{{static_resources: {{listeners: [{{name: x, address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}, filter_chains: [{{filters: [{{name: hcm, typed_config:
-        {{"@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: x, route_config: {{}},
-        http_filters: [{{name: r, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}}}]}}]}}]}}}}"#
-    );
+    let yaml = format!("{{static_resources: {{listeners: [{{{}}}]}}}}", listener("x", port, "route_config: {}", ""));
     assert_eq!(run(Args { config_yaml: yaml, concurrency: 1, ..Args::default() }, factories()), 1);
 }

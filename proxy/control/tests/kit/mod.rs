@@ -88,6 +88,16 @@ pub fn factories() -> Factories {
     }
 }
 
+/// The fields of a listener, as YAML in one line and without braces: an HTTP connection manager with `fields`, whose HTTP filters are
+/// `filters` (each with a comma behind it) and the router.
+pub fn listener(name: &str, port: u16, fields: &str, filters: &str) -> String {
+    format!(
+        r#"name: {name}, address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}, filter_chains: [{{filters: [{{name: hcm, typed_config:
+        {{"@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager, stat_prefix: web, {fields},
+        http_filters: [{filters}{{name: envoy.filters.http.router, typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}}}]}}}}]}}]"#
+    )
+}
+
 pub fn http(address: &str, method: &str, path: &str) -> Option<(u16, String)> {
     let mut io = TcpStream::connect(address).ok()?;
     io.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
