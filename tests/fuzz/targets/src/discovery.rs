@@ -3,7 +3,7 @@
 use nuncio_proto::Message;
 use nuncio_proto::envoy::config::core::v3::Node;
 use nuncio_proto::envoy::service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse};
-use nuncio_xds::{DeltaSession, Refused, SotwSession, types};
+use nuncio_xds::{Receipt, Refused, Session, Update, types};
 
 /// Most requests that may follow one response.
 const ANSWERS: usize = 64;
@@ -25,47 +25,51 @@ fn refused(names: impl Iterator<Item = std::sync::Arc<str>>, mode: u8) -> Vec<Re
     }
 }
 
-/// The delta protocol.
-pub fn delta(data: &[u8]) {
-    let mut session = DeltaSession::new(Node::default());
+/// What both protocols keep to. `respond` gives the session the bytes of a response, if they are one.
+fn run(mut session: Session, data: &[u8], respond: impl Fn(&mut Session, &[u8]) -> Option<Option<(Update, Receipt)>>) {
     session.subscribe_all(types::CLUSTER);
     session.subscribe(types::ENDPOINT, ["a".into(), "b".into()]);
     session.connected();
-    while session.next_request().is_some() {}
+    drain(&mut session);
     responses(data, |mode, body| {
         if mode & 2 != 0 {
             session.disconnected();
             session.connected();
         }
-        let Ok(response) = DeltaDiscoveryResponse::decode(body) else { return };
-        if let Some((update, receipt)) = session.on_response(response) {
+        let Some(answer) = respond(&mut session, body) else { return };
+        if let Some((update, receipt)) = answer {
             session.finish(receipt, refused(update.resources.iter().map(|r| r.name.clone()), mode));
         }
-        let mut answers = 0;
-        while session.next_request().is_some() {
-            answers += 1;
-            assert!(answers < ANSWERS, "the session talks without end");
-        }
+        drain(&mut session);
         assert!(session.is_subscribed(types::CLUSTER) && session.is_subscribed(types::ENDPOINT));
+    });
+}
+
+/// Takes what the session has to say.
+fn drain(session: &mut Session) {
+    let mut answers = 0;
+    let mut next = || match session {
+        Session::Delta(s) => s.next_request().is_some(),
+        Session::Sotw(s) => s.next_request().is_some(),
+    };
+    while next() {
+        answers += 1;
+        assert!(answers < ANSWERS, "the session talks without end");
+    }
+}
+
+/// The delta protocol.
+pub fn delta(data: &[u8]) {
+    run(Session::delta(Node::default()), data, |session, body| {
+        let (Session::Delta(s), Ok(response)) = (session, DeltaDiscoveryResponse::decode(body)) else { return None };
+        Some(s.on_response(response))
     });
 }
 
 /// State of the world.
 pub fn sotw(data: &[u8]) {
-    let mut session = SotwSession::new(Node::default());
-    session.subscribe_all(types::CLUSTER);
-    session.subscribe(types::ENDPOINT, ["a".into(), "b".into()]);
-    session.connected();
-    while session.next_request().is_some() {}
-    responses(data, |mode, body| {
-        let Ok(response) = DiscoveryResponse::decode(body) else { return };
-        if let Some((update, receipt)) = session.on_response(response) {
-            session.finish(receipt, refused(update.resources.iter().map(|r| r.name.clone()), mode));
-        }
-        let mut answers = 0;
-        while session.next_request().is_some() {
-            answers += 1;
-            assert!(answers < ANSWERS, "the session talks without end");
-        }
+    run(Session::sotw(Node::default()), data, |session, body| {
+        let (Session::Sotw(s), Ok(response)) = (session, DiscoveryResponse::decode(body)) else { return None };
+        Some(s.on_response(response))
     });
 }
