@@ -3,19 +3,8 @@
 use super::*;
 use crate::host::HealthFlags;
 use crate::manager::Applied;
-use std::time::Duration;
 
 const TIMES: &str = "timeout: 1s, interval: 0.02s, no_traffic_interval: 0.02s, unhealthy_threshold: 2, healthy_threshold: 2";
-
-async fn until(what: &str, done: impl Fn() -> bool) {
-    for _ in 0..2000 {
-        if done() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("never: {what}");
-}
 
 fn apply(m: &Arc<ClusterManager>, check: &str, hosts: &[(&str, &str)]) -> Applied {
     let mut report = Report::new();

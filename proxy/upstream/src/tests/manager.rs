@@ -163,16 +163,6 @@ impl NameServer {
     }
 }
 
-async fn until(what: &str, done: impl Fn() -> bool) {
-    for _ in 0..2000 {
-        if done() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("never: {what}");
-}
-
 fn addresses(m: &Arc<ClusterManager>) -> Vec<String> {
     m.get("d").map(|c| c.hosts().iter().map(|h| h.address().to_string()).collect()).unwrap_or_default()
 }

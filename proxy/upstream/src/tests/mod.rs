@@ -114,6 +114,17 @@ pub(crate) fn run<F: Future<Output = ()>>(test: F) {
     });
 }
 
+/// Waits until `done` says so; panics after 20 s.
+pub(crate) async fn until(what: &str, done: impl Fn() -> bool) {
+    for _ in 0..4000 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    panic!("never: {what}");
+}
+
 /// An HTTP/1 server that answers every request alike, and counts.
 pub(crate) struct TestServer {
     pub address: SocketAddr,

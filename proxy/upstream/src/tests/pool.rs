@@ -13,17 +13,6 @@ fn one(server: &TestServer, more: &str) -> Arc<Cluster> {
     cluster(&static_cluster(more, &[(&server.address.to_string(), "")]))
 }
 
-/// Waits until `done` says so.
-async fn until(what: &str, done: impl Fn() -> bool) {
-    for _ in 0..1000 {
-        if done() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("never: {what}");
-}
-
 #[test]
 fn connections_are_reused() {
     run(async {

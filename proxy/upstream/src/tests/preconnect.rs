@@ -1,17 +1,6 @@
 //! `preconnect_policy` against real loopback servers.
 
 use super::*;
-use std::time::Duration;
-
-async fn until(what: &str, done: impl Fn() -> bool) {
-    for _ in 0..1000 {
-        if done() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("never: {what}");
-}
 
 #[test]
 fn each_host_has_room_for_more() {
