@@ -131,6 +131,8 @@ pub struct Guard {
     data_frames_sent: u64,
     /// Server: streams that began and that the library has neither shown nor refused, in order.
     opening: VecDeque<u32>,
+    /// Server: the last stream that the library reset before its request began, as for a PRIORITY frame that names itself.
+    refused_early: u32,
     unshown: VecDeque<(u32, Unshown)>,
     flood: Option<Flood>,
 }
@@ -150,6 +152,7 @@ impl Guard {
             window_updates: 0,
             data_frames_sent: 0,
             opening: VecDeque::new(),
+            refused_early: 0,
             unshown: VecDeque::new(),
             flood: None,
         }
@@ -180,8 +183,12 @@ impl Guard {
                 DATA => self.data_frames_sent += 1,
                 HEADERS if !self.server => self.opens(frame.stream),
                 HEADERS if self.settled(frame.stream) => self.unshown.push_back((frame.stream, Unshown::TooLarge)),
-                RST_STREAM if self.settled(frame.stream) && u32::from_be_bytes(frame.start) == PROTOCOL_ERROR => {
-                    self.unshown.push_back((frame.stream, Unshown::Malformed))
+                RST_STREAM if self.server && u32::from_be_bytes(frame.start) == PROTOCOL_ERROR => {
+                    if frame.stream > self.last_opened {
+                        self.refused_early = frame.stream;
+                    } else if self.settled(frame.stream) {
+                        self.unshown.push_back((frame.stream, Unshown::Malformed));
+                    }
                 }
                 _ => {}
             }
@@ -220,7 +227,9 @@ impl Guard {
         if stream % 2 == 1 && stream > self.last_opened {
             self.last_opened = stream;
             self.opened += 1;
-            if self.server && self.opening.len() < MAX_OPENING {
+            if stream == self.refused_early {
+                self.unshown.push_back((stream, Unshown::Malformed));
+            } else if self.server && self.opening.len() < MAX_OPENING {
                 self.opening.push_back(stream);
             }
         }
@@ -368,6 +377,13 @@ mod tests {
         assert_eq!(guard.take_unshown(), Some(Unshown::TooLarge));
         assert_eq!(guard.take_unshown(), None);
         assert!(!guard.is_opening());
+        // A stream may be refused before its request comes: told once it has come.
+        guard.sent(&frame(RST_STREAM, 0, 11, &1u32.to_be_bytes()));
+        assert_eq!(guard.take_unshown(), None);
+        guard.received(&frame(HEADERS, 5, 11, b"x")).unwrap();
+        assert_eq!(guard.take_unshown(), Some(Unshown::Malformed));
+        assert!(!guard.is_opening());
+        let mut guard = self::guard();
         // A body that belies its head is refused before its request is shown.
         guard.received(&frame(HEADERS, 4, 9, b"x")).unwrap();
         guard.sent(&frame(RST_STREAM, 0, 9, &1u32.to_be_bytes()));
