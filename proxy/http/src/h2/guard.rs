@@ -183,12 +183,9 @@ impl Guard {
                 DATA => self.data_frames_sent += 1,
                 HEADERS if !self.server => self.opens(frame.stream),
                 HEADERS if self.settled(frame.stream) => self.unshown.push_back((frame.stream, Unshown::TooLarge)),
-                RST_STREAM if self.server && u32::from_be_bytes(frame.start) == PROTOCOL_ERROR => {
-                    if frame.stream > self.last_opened {
-                        self.refused_early = frame.stream;
-                    } else if self.settled(frame.stream) {
-                        self.unshown.push_back((frame.stream, Unshown::Malformed));
-                    }
+                RST_STREAM if self.server && frame.stream > self.last_opened => self.refused_early = frame.stream,
+                RST_STREAM if self.settled(frame.stream) && u32::from_be_bytes(frame.start) == PROTOCOL_ERROR => {
+                    self.unshown.push_back((frame.stream, Unshown::Malformed))
                 }
                 _ => {}
             }
