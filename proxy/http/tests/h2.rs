@@ -1,79 +1,22 @@
-//! HTTP/2: our client against our server over an in-memory transport, and the `h2` crate's own client and server where a
+//! HTTP/2 streams: our client against our server over an in-memory transport, and the `h2` crate's own client and server where a
 //! peer must misbehave.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests may fail a test")]
 
 mod common;
 
-use bytes::{Bytes, BytesMut};
-use common::{Channel, TestService, collect, headers, local, ok};
+use bytes::Bytes;
+use common::h2::{body, head, open, pair, response, serve, text};
+use common::{Channel, TestService, collect, headers, local, ok, settle};
 use http::{Method, StatusCode};
 use nuncio_core::{Body, Frame, RequestHead, ResponseHead, StreamError};
-use nuncio_http::{ClientOptions, ClientStream, ConnControl, ConnectionEnd, KeepAlive, Request, Response, ServerOptions, h2, serve_h2};
-use std::cell::{Cell, RefCell};
+use nuncio_http::{ClientOptions, ConnectionEnd, Request, Response, ServerOptions};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio::task::JoinHandle;
+use tokio::io::duplex;
 use tokio::time::timeout;
-
-type Stream = ClientStream<DuplexStream>;
-
-struct Pair {
-    client: h2::Client,
-    control: Rc<ConnControl>,
-    task: JoinHandle<ConnectionEnd>,
-}
-
-fn serve(io: DuplexStream, service: Rc<TestService>, options: ServerOptions) -> (Rc<ConnControl>, JoinHandle<ConnectionEnd>) {
-    let control = Rc::new(ConnControl::new());
-    let task = tokio::task::spawn_local(serve_h2(io, BytesMut::new(), service, Arc::new(options), control.clone()));
-    (control, task)
-}
-
-async fn pair(service: Rc<TestService>, options: ServerOptions, client: ClientOptions) -> Pair {
-    let (ours, theirs) = duplex(1 << 16);
-    let (control, task) = serve(theirs, service, options);
-    let client = h2::Client::connect(ours, Arc::new(client)).await.unwrap();
-    settle().await;
-    Pair { client, control, task }
-}
-
-async fn settle() {
-    for _ in 0..50 {
-        tokio::task::yield_now().await;
-    }
-}
-
-fn head(method: Method, path: &str) -> RequestHead {
-    RequestHead::new(method, "a.b:80", path)
-}
-
-fn open(client: &h2::Client, head: &RequestHead, end: bool) -> Stream {
-    ClientStream::H2(client.send(head, end).unwrap())
-}
-
-async fn response(stream: &mut Stream) -> Result<ResponseHead, StreamError> {
-    timeout(Duration::from_secs(500), poll_fn(|cx| stream.poll_response(cx))).await.unwrap()
-}
-
-async fn body(stream: &mut Stream) -> Result<(Vec<u8>, usize), StreamError> {
-    let (mut all, mut trailers) = (Vec::new(), 0);
-    while let Some(frame) = poll_fn(|cx| stream.poll_frame(cx)).await {
-        match frame? {
-            Frame::Data(data) => all.extend_from_slice(&data),
-            Frame::Trailers(t) => trailers = t.len(),
-        }
-    }
-    Ok((all, trailers))
-}
-
-async fn text(stream: &mut Stream) -> String {
-    assert_eq!(response(stream).await.unwrap().status, StatusCode::OK);
-    String::from_utf8(body(stream).await.unwrap().0).unwrap()
-}
 
 #[tokio::test(start_paused = true)]
 async fn heads_bodies_and_trailers() {
@@ -337,144 +280,6 @@ async fn extended_connect_is_an_upgrade() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn drain_lets_streams_finish_and_takes_no_more() {
-    local(async {
-        let channel = Channel::default();
-        let source = channel.clone();
-        let service = TestService::new(move |_| {
-            let source = source.clone();
-            async move { ok(source.body()) }
-        });
-        let p = pair(service, ServerOptions::default(), ClientOptions::default()).await;
-        let mut stream = open(&p.client, &head(Method::GET, "/"), true);
-        response(&mut stream).await.unwrap();
-        p.control.drain();
-        p.client.draining().await;
-        assert!(!p.client.is_ready());
-        assert!(matches!(p.client.send(&head(Method::GET, "/"), true), Err(StreamError::RemoteRefused)));
-        channel.data("late");
-        channel.end();
-        assert_eq!(body(&mut stream).await.unwrap().0, b"late");
-        drop(stream);
-        assert_eq!(p.client.closed().await, "");
-        assert_eq!(p.task.await.unwrap(), ConnectionEnd::Local);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_client_that_ignores_goaway_is_left() {
-    local(async {
-        let (mut ours, theirs) = duplex(1 << 16);
-        let options = ServerOptions { idle_timeout: Some(Duration::from_secs(30)), ..ServerOptions::default() };
-        let (_control, task) = serve(theirs, TestService::mirror(), options);
-        ours.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
-        let mut all = Vec::new();
-        let _ = timeout(Duration::from_secs(60), ours.read_to_end(&mut all)).await.unwrap();
-        assert_eq!(task.await.unwrap(), ConnectionEnd::IdleTimeout);
-
-        // Nor is one waited for that never speaks.
-        let (_ours, theirs) = duplex(1 << 16);
-        let (_control, task) = serve(theirs, TestService::mirror(), ServerOptions::default());
-        assert_eq!(timeout(Duration::from_secs(100), task).await.unwrap().unwrap(), ConnectionEnd::IdleTimeout);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn idle_timeout_counts_from_the_last_stream() {
-    local(async {
-        let service = TestService::new(|_| async {
-            tokio::time::sleep(Duration::from_secs(100)).await;
-            ok(Body::Empty)
-        });
-        let options = ServerOptions { idle_timeout: Some(Duration::from_secs(30)), ..ServerOptions::default() };
-        let p = pair(service, options, ClientOptions::default()).await;
-        let mut stream = open(&p.client, &head(Method::GET, "/"), true);
-        assert_eq!(response(&mut stream).await.unwrap().status, StatusCode::OK);
-        drop(stream);
-        tokio::time::sleep(Duration::from_secs(29)).await;
-        settle().await;
-        assert!(!p.client.is_draining());
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        p.client.draining().await;
-        assert_eq!(p.task.await.unwrap(), ConnectionEnd::IdleTimeout);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn max_requests_drain_the_connection() {
-    local(async {
-        let options = ServerOptions { max_requests_per_connection: 2, ..ServerOptions::default() };
-        let p = pair(TestService::mirror(), options, ClientOptions::default()).await;
-        for _ in 0..2 {
-            let mut stream = open(&p.client, &head(Method::GET, "/"), true);
-            text(&mut stream).await;
-        }
-        p.client.draining().await;
-        assert_eq!(p.task.await.unwrap(), ConnectionEnd::Local);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn pings_find_a_dead_peer() {
-    local(async {
-        let keepalive = Some(KeepAlive {
-            interval: Some(Duration::from_secs(10)),
-            timeout: Duration::from_secs(5),
-            interval_jitter_percent: 0.0,
-            connection_idle_interval: None,
-        });
-        // A peer that answers is kept.
-        let mut options = ServerOptions::default();
-        options.h2.keepalive = keepalive;
-        let mut client = ClientOptions::default();
-        client.h2.keepalive = keepalive;
-        let p = pair(TestService::mirror(), options.clone(), client.clone()).await;
-        tokio::time::sleep(Duration::from_secs(1000)).await;
-        assert!(p.client.is_ready() && !p.task.is_finished());
-
-        // One that does not is not.
-        let (mut ours, theirs) = duplex(1 << 16);
-        let (_control, task) = serve(theirs, TestService::mirror(), options);
-        ours.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
-        assert_eq!(timeout(Duration::from_secs(16), task).await.unwrap().unwrap(), ConnectionEnd::KeepAliveTimeout);
-
-        let (ours, _theirs) = duplex(1 << 16);
-        let dead = h2::Client::connect(ours, Arc::new(client)).await.unwrap();
-        assert_eq!(timeout(Duration::from_secs(16), dead.closed()).await.unwrap(), "keepalive timeout");
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_quiet_connection_is_asked_before_a_stream() {
-    local(async {
-        let mut client = ClientOptions::default();
-        client.h2.keepalive = Some(KeepAlive {
-            interval: None,
-            timeout: Duration::from_secs(5),
-            interval_jitter_percent: 0.0,
-            connection_idle_interval: Some(Duration::from_secs(60)),
-        });
-        let (ours, mut theirs) = duplex(1 << 16);
-        let quiet = h2::Client::connect(ours, Arc::new(client)).await.unwrap();
-        theirs.write_all(b"\0\0\0\x04\0\0\0\0\0").await.unwrap();
-        settle().await;
-        let first = open(&quiet, &head(Method::GET, "/"), true);
-        tokio::time::sleep(Duration::from_secs(30)).await;
-        assert!(!quiet.is_draining());
-        tokio::time::sleep(Duration::from_secs(31)).await;
-        let _second = open(&quiet, &head(Method::GET, "/"), true);
-        assert_eq!(timeout(Duration::from_secs(6), quiet.closed()).await.unwrap(), "keepalive timeout");
-        drop(first);
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
 async fn limits_and_hostile_heads() {
     local(async {
         let service = TestService::mirror();
@@ -540,55 +345,6 @@ async fn underscores_are_treated_as_configured() {
         let options = ServerOptions { headers_with_underscores: RejectRequest, ..ServerOptions::default() };
         let p = pair(TestService::mirror(), options, ClientOptions::default()).await;
         assert_eq!(response(&mut open(&p.client, &request, true)).await.unwrap_err(), StreamError::RemoteReset(2));
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_goaway_refuses_what_the_peer_did_not_look_at() {
-    local(async {
-        let (ours, theirs) = duplex(1 << 16);
-        // Takes one stream, then says that it took none after it.
-        let peer = tokio::task::spawn_local(async move {
-            let mut connection = ::h2::server::handshake(theirs).await.unwrap();
-            let (_request, respond) = connection.accept().await.unwrap().unwrap();
-            connection.graceful_shutdown();
-            let held = RefCell::new(Some(respond));
-            while let Some(next) = poll_fn(|cx| connection.poll_accept(cx)).await {
-                drop(next);
-                if let Some(mut respond) = held.take() {
-                    respond.send_response(http::Response::new(()), true).unwrap();
-                }
-            }
-        });
-        let client = h2::Client::connect(ours, Arc::new(ClientOptions::default())).await.unwrap();
-        let mut first = open(&client, &head(Method::GET, "/"), true);
-        client.draining().await;
-        assert!(matches!(client.send(&head(Method::GET, "/"), true), Err(StreamError::RemoteRefused)));
-        peer.abort();
-        // The one that was taken may have run.
-        assert!(matches!(response(&mut first).await, Err(StreamError::ConnectionClosed(_))));
-    })
-    .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_peers_stream_limit_is_known() {
-    local(async {
-        let mut options = ServerOptions::default();
-        options.h2.max_concurrent_streams = 3;
-        let hold = TestService::new(|request: Request| async move {
-            request.stream.closed().await;
-            ok(Body::Empty)
-        });
-        let p = pair(hold, options, ClientOptions::default()).await;
-        assert_eq!(p.client.max_streams(), 3);
-        let streams: Vec<_> = (0..3).map(|_| open(&p.client, &head(Method::GET, "/"), true)).collect();
-        assert!(!p.client.is_ready());
-        assert_eq!(p.client.active_streams(), 3);
-        drop(streams);
-        settle().await;
-        assert!(p.client.is_ready());
     })
     .await;
 }

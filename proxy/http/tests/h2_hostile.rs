@@ -4,7 +4,7 @@
 mod common;
 
 use bytes::BytesMut;
-use common::{TestService, local};
+use common::{TestService, local, settle};
 use http::Method;
 use nuncio_core::{RequestHead, StreamError};
 use nuncio_http::{ClientOptions, ConnControl, ConnectionEnd, FloodLimits, Request, Response, ServerOptions, auto, h2, serve_h2};
@@ -103,12 +103,6 @@ async fn a_client_that_resets_most_of_its_streams_is_left() {
         }
     })
     .await;
-}
-
-async fn settle() {
-    for _ in 0..20 {
-        tokio::task::yield_now().await;
-    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,9 @@
 //! What the tests of both codecs share: a service made of a closure, and bodies made by hand.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod h1;
+pub mod h2;
+
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use http::{HeaderName, HeaderValue, StatusCode};
@@ -135,4 +138,11 @@ impl Drop for ChannelBody {
 /// Runs `test` where local tasks may be spawned.
 pub async fn local<F: Future>(test: F) -> F::Output {
     tokio::task::LocalSet::new().run_until(test).await
+}
+
+/// Lets every task do what it can.
+pub async fn settle() {
+    for _ in 0..50 {
+        tokio::task::yield_now().await;
+    }
 }
