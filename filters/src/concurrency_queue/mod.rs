@@ -50,7 +50,7 @@ struct Route(Option<Arc<Config>>);
 
 impl HttpFilter for Filter {
     fn needs(&self) -> Needs {
-        Needs::REQUEST_HEADERS
+        Needs::REQUEST_HEADERS.and(Needs::HOLDS_REQUESTS)
     }
     fn on_request<'a>(&'a self, mut cx: FilterCx<'a>) -> FilterAction<'a> {
         let own = cx.route_config::<Route>();

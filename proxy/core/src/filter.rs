@@ -19,6 +19,8 @@ impl Needs {
     pub const COMPLETE: Self = Self(8);
     /// [`HttpFilter::hold_response`].
     pub const RESPONSE_BODY: Self = Self(16);
+    /// Requests may be held back for long while their bodies are not read ([`HttpFilter::on_request`] that waits).
+    pub const HOLDS_REQUESTS: Self = Self(32);
     /// Nothing: an empty placeholder whose work is all per route.
     pub const NONE: Self = Self(0);
     /// Both.

@@ -17,13 +17,15 @@ use crate::routes::Routes;
 use crate::stats::{HcmStats, ListenerHttpStats};
 use http::HeaderValue;
 use nuncio_core::diag::At;
+use nuncio_core::filter::Needs;
 use nuncio_core::registry::{FactoryCx, Registry};
 use nuncio_core::views::ClusterSlots;
 use nuncio_format::AccessLogs;
 use nuncio_http::compile as codec_options;
-use nuncio_http::{CodecStats, ServerOptions};
+use nuncio_http::{CodecStats, H2Options, ServerOptions};
 use nuncio_listener::{ChainCx, Terminal, TerminalFactory};
 use nuncio_proto::Message;
+use nuncio_proto::envoy::config::core::v3::Http2ProtocolOptions;
 use nuncio_proto::envoy::extensions::filters::network::http_connection_manager::v3 as pb;
 use nuncio_proto::envoy::extensions::http::early_header_mutation::header_mutation::v3::HeaderMutation as EarlyHeaderMutation;
 use nuncio_route::{HeaderMutations, RouteSlots};
@@ -31,6 +33,12 @@ use pb::http_connection_manager::{PathWithEscapedSlashesAction, ServerHeaderTran
 use pb::{HttpConnectionManager, HttpFilter, http_filter::ConfigType};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Windows of connections to managers whose filters hold requests back, unless configuration says otherwise, and what the second may grow
+/// by for bodies that are waited for. In bytes; Envoy's defaults (16 and 24 MiB) would take whole bodies in.
+const HELD_STREAM_WINDOW: u32 = 65_536;
+const HELD_CONNECTION_WINDOW: u32 = 1 << 20;
+const HELD_EXTRA_WINDOW: u32 = 16 << 20;
 
 /// Makes connection managers.
 pub struct HcmFactory {
@@ -104,6 +112,9 @@ impl HcmFactory {
         let path = path_policy(proto, at, cx);
         let timeouts = compile_lifetime::timeouts(proto, at, cx.report);
         options.stream_flush_timeout = timeouts.flush;
+        if filters.as_ref().is_some_and(|chain| chain.needs(Needs::HOLDS_REQUESTS)) {
+            hold_little(&mut options.h2, proto.http2_protocol_options.as_ref());
+        }
         let log_options = compile_lifetime::log_options(proto, at, cx.report);
         let codec = match proto.codec_type {
             0 => Codec::Auto,
@@ -305,6 +316,17 @@ impl Filter {
             Self::Entry(entry) => Some(entry),
             Self::LeftOut | Self::Refused => None,
         }
+    }
+}
+
+/// Windows where requests wait with their bodies unread: small if the configuration does not say, and growing for those that no longer wait.
+fn hold_little(options: &mut H2Options, proto: Option<&Http2ProtocolOptions>) {
+    options.extra_window = HELD_EXTRA_WINDOW;
+    if proto.is_none_or(|h2| h2.initial_stream_window_size.is_none()) {
+        options.initial_stream_window_size = HELD_STREAM_WINDOW;
+    }
+    if proto.is_none_or(|h2| h2.initial_connection_window_size.is_none()) {
+        options.initial_connection_window_size = HELD_CONNECTION_WINDOW;
     }
 }
 

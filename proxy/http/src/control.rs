@@ -36,6 +36,8 @@ pub struct ConnControl {
     /// HTTP/2 streams that have ended, and how many of them the client reset at once.
     ended: Cell<u32>,
     premature: Cell<u32>,
+    /// HTTP/2 request bodies that somebody waits for.
+    hungry: Cell<u32>,
     codec: RefCell<Option<Waker>>,
 }
 
@@ -108,6 +110,18 @@ impl ConnControl {
         }
         self.premature.set(self.premature.get().saturating_add(1));
         self.premature.get().saturating_mul(2) >= self.ended.get().max(PREMATURE_RESET_STREAMS)
+    }
+    /// Somebody waits, or waits no more, for a request body of HTTP/2.
+    pub(crate) fn hungry(&self, waits: bool) {
+        let now = self.hungry.get();
+        self.hungry.set(if waits { now.saturating_add(1) } else { now.saturating_sub(1) });
+        if waits {
+            self.wake();
+        }
+    }
+    /// How many request bodies are waited for.
+    pub(crate) fn hungry_streams(&self) -> u32 {
+        self.hungry.get()
     }
     /// The codec's task wants to hear of `drain` and `close`.
     pub(crate) fn register(&self, cx: &Context<'_>) {

@@ -112,6 +112,8 @@ pub struct H2Options {
     pub initial_stream_window_size: u32,
     /// Default 24 MiB (Envoy 1.40); 65535..=2^31-1.
     pub initial_connection_window_size: u32,
+    /// Server: bytes that the connection's window may grow by while a body is waited for and unread ones fill the window. Default 0.
+    pub extra_window: u32,
     /// Server: extended CONNECT (RFC 8441) is offered. Default false.
     pub allow_connect: bool,
     pub keepalive: Option<KeepAlive>,
@@ -131,6 +133,7 @@ impl Default for H2Options {
             max_concurrent_streams: 1024,
             initial_stream_window_size: 16 << 20,
             initial_connection_window_size: 24 << 20,
+            extra_window: 0,
             allow_connect: false,
             keepalive: None,
             flood: FloodLimits::default(),

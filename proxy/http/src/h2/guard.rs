@@ -1,6 +1,7 @@
 //! Watches frame headers as they pass in both directions, because the `h2` library tells only of what went well: floods that Envoy
 //! ends a connection for, and requests that the library refused by itself. Owned by the transport of one connection; one worker.
 
+use crate::h2::lend::Room;
 use crate::options::{CodecStats, FloodLimits};
 use std::collections::VecDeque;
 
@@ -24,7 +25,7 @@ struct Frame {
     kind: u8,
     flags: u8,
     stream: u32,
-    /// RST_STREAM: the error code. Padded frames: the length of the padding in the first byte.
+    /// RST_STREAM: the error code. WINDOW_UPDATE: the increment. Padded frames: the length of the padding in the first byte.
     start: [u8; 4],
 }
 
@@ -43,7 +44,7 @@ impl Scanner {
     fn wanted(&self) -> usize {
         let length = u32::from_be_bytes([0, self.held[0], self.held[1], self.held[2]]) as usize;
         match (self.held[3], self.held[4] & PADDED != 0) {
-            (RST_STREAM, _) => 9 + length.min(4),
+            (RST_STREAM | WINDOW_UPDATE, _) => 9 + length.min(4),
             (DATA | HEADERS, true) => 9 + length.min(1),
             _ => 9,
         }
@@ -135,6 +136,7 @@ pub struct Guard {
     refused_early: u32,
     unshown: VecDeque<(u32, Unshown)>,
     flood: Option<Flood>,
+    room: Room,
 }
 
 impl Guard {
@@ -155,6 +157,7 @@ impl Guard {
             refused_early: 0,
             unshown: VecDeque::new(),
             flood: None,
+            room: Room::default(),
         }
     }
 
@@ -181,6 +184,7 @@ impl Guard {
         while let Some(frame) = self.outbound.next(&mut bytes) {
             match frame.kind {
                 DATA => self.data_frames_sent += 1,
+                WINDOW_UPDATE if frame.stream == 0 => self.room.given(u32::from_be_bytes(frame.start) & 0x7fff_ffff),
                 HEADERS if !self.server => self.opens(frame.stream),
                 HEADERS if self.settled(frame.stream) => self.unshown.push_back((frame.stream, Unshown::TooLarge)),
                 RST_STREAM if self.server && frame.stream > self.last_opened => self.refused_early = frame.stream,
@@ -212,6 +216,11 @@ impl Guard {
     /// Why the connection was ended, if it was.
     pub fn flood(&self) -> Option<Flood> {
         self.flood
+    }
+
+    /// What the peer may send on the connection.
+    pub fn room(&self) -> &Room {
+        &self.room
     }
 
     fn after_preface<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
@@ -246,6 +255,9 @@ impl Guard {
             HEADERS | CONTINUATION | DATA => {
                 if frame.kind == HEADERS && self.server {
                     self.opens(frame.stream);
+                }
+                if frame.kind == DATA {
+                    self.room.used(frame.length);
                 }
                 let padding = match frame.kind != CONTINUATION && frame.flags & PADDED != 0 {
                     true => u32::from(frame.start[0]) + 1,

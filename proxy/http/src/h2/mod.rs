@@ -5,6 +5,7 @@ mod convert;
 mod guard;
 mod io;
 mod keepalive;
+mod lend;
 pub mod server;
 mod stream;
 

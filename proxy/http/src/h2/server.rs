@@ -4,6 +4,7 @@
 use crate::h2::guard::{Guard, Unshown};
 use crate::h2::io::{Heard, Io};
 use crate::h2::keepalive::Pinger;
+use crate::h2::lend::Lender;
 use crate::h2::stream;
 use crate::service::{Service, Unserved, WhyUnserved};
 use crate::timer::Timer;
@@ -46,6 +47,8 @@ where
         Some(settings) => connection.ping_pong().map(|pings| Pinger::new(pings, settings, heard.clone())),
         None => None,
     };
+    let h2 = &options.h2;
+    let lender = (h2.extra_window > 0).then(|| Lender::new(h2.initial_connection_window_size, h2.extra_window));
     let mut driver = Driver {
         connection,
         service,
@@ -58,6 +61,7 @@ where
         draining: None,
         idle: false,
         streams: 0,
+        lender,
     };
     poll_fn(|cx| driver.poll(cx)).await
 }
@@ -112,6 +116,8 @@ struct Driver<IO: AsyncRead + Unpin, S> {
     /// Draining began because nothing happened.
     idle: bool,
     streams: u32,
+    /// If the window may grow.
+    lender: Option<Lender>,
 }
 
 impl<IO, S> Driver<IO, S>
@@ -162,6 +168,9 @@ where
                 Poll::Ready(None) => return Poll::Ready(self.quiet_end()),
                 Poll::Pending => {
                     // A stream that was accepted and has not yet run counts too.
+                    if self.lend() {
+                        continue;
+                    }
                     if self.control.active_streams() > 0 || self.connection.has_streams() {
                         self.idle_since = None;
                         return Poll::Pending;
@@ -176,6 +185,17 @@ where
                 }
             }
         }
+    }
+
+    /// Gives the client more window, or takes it back. True: the connection is to be polled again, to tell the client.
+    fn lend(&mut self) -> bool {
+        let Some(lender) = &mut self.lender else { return false };
+        let (hungry, streams) = (self.control.hungry_streams(), self.control.active_streams());
+        let window = lender.next(self.heard.guard.borrow().room(), hungry, streams);
+        if let Some(window) = window {
+            self.connection.set_target_window_size(window);
+        }
+        window.is_some()
     }
 
     /// Tells of requests that the library refused by itself.

@@ -2,6 +2,7 @@
 
 use crate::ConnControl;
 use crate::h2::convert::{self, Incoming, Refused};
+use crate::h2::lend::Hunger;
 use crate::h2::{FRAME_HEADER, stream_error};
 use crate::options::ServerOptions;
 use crate::service::{Informational, Request, Response, Service, StreamControl, StreamOps, Unserved, WhyUnserved};
@@ -109,6 +110,8 @@ struct RequestBody {
     remaining: Option<u64>,
     data_done: bool,
     done: bool,
+    /// If the connection's window may grow for bodies that are waited for.
+    hunger: Option<Hunger>,
 }
 
 impl BodySource for RequestBody {
@@ -130,6 +133,9 @@ impl BodySource for RequestBody {
             }
         }
         let result = poll_recv(&mut self.recv, &mut self.data_done, cx);
+        if let Some(hunger) = &self.hunger {
+            hunger.set(result.is_pending());
+        }
         match &result {
             Poll::Ready(Some(Ok(Frame::Data(data)))) => {
                 let n = data.len() as u64;
@@ -221,8 +227,11 @@ pub async fn serve<S: Service>(
             to_head = head.method == Method::HEAD;
             let remaining = head.headers.get(&header::CONTENT_LENGTH).and_then(|v| crate::validate::content_length(v.as_bytes()));
             let end = recv.is_end_stream();
-            let source =
-                || Body::Stream(Box::new(RequestBody { recv, shared: shared.clone(), upgrade, remaining, data_done: false, done: false }));
+            let hunger = (options.h2.extra_window > 0).then(|| Hunger::new(&control));
+            let source = || {
+                let shared = shared.clone();
+                Body::Stream(Box::new(RequestBody { recv, shared, upgrade, remaining, data_done: false, done: false, hunger }))
+            };
             let (body, upgrade) = match (upgrade, end) {
                 (true, _) => (Body::Empty, Some(source())),
                 (false, true) => (Body::Empty, None),
