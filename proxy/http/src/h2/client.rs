@@ -84,7 +84,7 @@ pub struct Client {
 impl Client {
     /// Sends the preface and spawns the connection's task on the current `LocalSet`.
     pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin + 'static>(io: IO, options: Arc<ClientOptions>) -> Result<Self, StreamError> {
-        let io = Io::new(io, BytesMut::new(), Guard::new(false, options.h2.flood));
+        let io = Io::new(io, BytesMut::new(), Guard::new(false, options.h2.flood, options.max_headers_kb.saturating_mul(1024)));
         let heard = io.heard();
         let h2 = &options.h2;
         let (send, mut connection) = Builder::new()
@@ -258,8 +258,8 @@ where
         Poll::Pending
     })
     .await;
-    if let Some(flood) = shared.heard.guard.borrow().flood() {
-        flood.count(&shared.options.stats);
+    if let Some(offence) = shared.heard.guard.borrow().offence() {
+        offence.count(&shared.options.stats);
     }
     // Dropping the connection fails its streams; then everyone hears of it.
     drop(connection);

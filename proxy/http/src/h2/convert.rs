@@ -61,8 +61,8 @@ fn text(s: &str) -> ByteStr {
     }
 }
 
-/// A request of a client. `h2` has checked the pseudo-headers, the names, and that nothing is connection-specific.
-pub fn request_in(parts: request::Parts, options: &ServerOptions) -> Result<Incoming, Refused> {
+/// A request of a client. `fragment`: its path had one, which `h2` has cut off; whoever is called is to see that. `h2` has checked the pseudo-headers, the names, and that nothing is connection-specific.
+pub fn request_in(parts: request::Parts, fragment: bool, options: &ServerOptions) -> Result<Incoming, Refused> {
     let bytes = size(&parts.headers) + (parts.uri.path().len() + 64) as u64;
     let fields_seen = parts.headers.len();
     // `h2` holds the body to the first one only.
@@ -100,6 +100,9 @@ pub fn request_in(parts: request::Parts, options: &ServerOptions) -> Result<Inco
         version: HttpVersion::Http2,
         headers,
     };
+    if fragment {
+        head.path = ByteStr::from(format!("{}#", head.path));
+    }
     if connect && extended.is_none() {
         head.path = ByteStr::default();
     }

@@ -1,14 +1,18 @@
 //! Watches frame headers as they pass in both directions, because the `h2` library tells only of what went well: floods that Envoy
-//! ends a connection for, and requests that the library refused by itself. Owned by the transport of one connection; one worker.
+//! ends a connection for, requests that the library refused by itself, and heads that it would show otherwise than they came. Owned by the
+//! transport of one connection; one worker.
 
+use crate::h2::heads::{Broken, Heads, Start};
 use crate::h2::lend::Room;
 use crate::options::{CodecStats, FloodLimits};
+use crate::validate::details;
 use std::collections::VecDeque;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const PRIORITY: u8 = 2;
 const RST_STREAM: u8 = 3;
+const PUSH_PROMISE: u8 = 5;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
@@ -50,6 +54,15 @@ impl Scanner {
         }
     }
 
+    /// What there is of the payload of the frame that was given last.
+    fn payload<'a>(&mut self, bytes: &mut &'a [u8]) -> &'a [u8] {
+        let n = bytes.len().min(self.skip as usize);
+        let (part, rest) = bytes.split_at_checked(n).unwrap_or_default();
+        *bytes = rest;
+        self.skip -= u32::try_from(n).unwrap_or(self.skip);
+        part
+    }
+
     /// The next frame of which enough has come; takes what it has seen off `bytes`.
     fn next(&mut self, bytes: &mut &[u8]) -> Option<Frame> {
         let pass = bytes.len().min(self.skip as usize);
@@ -87,18 +100,27 @@ pub enum Unshown {
     TooLarge,
 }
 
-/// What Envoy ends a connection for at once, without GOAWAY (its `ProtocolConstraints`).
+/// What Envoy ends a connection for at once, without GOAWAY (its `ProtocolConstraints`, and violations of messaging).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flood {
+pub enum Offence {
+    /// A head that no message may have, and that the library would mend.
+    Messaging,
     EmptyFrames,
     Priority,
     WindowUpdates,
 }
 
-impl Flood {
+impl From<Broken> for Offence {
+    fn from(Broken: Broken) -> Self {
+        Self::Messaging
+    }
+}
+
+impl Offence {
     /// `%RESPONSE_CODE_DETAILS%` of the streams that it ends.
     pub fn details(self) -> &'static str {
         match self {
+            Self::Messaging => details::H2_MESSAGING,
             Self::EmptyFrames => "overload_error:Too_many_consecutive_frames_with_an_empty_payload",
             Self::Priority => "overload_error:Too_many_PRIORITY_frames",
             Self::WindowUpdates => "overload_error:Too_many_WINDOW_UPDATE_frames",
@@ -107,6 +129,7 @@ impl Flood {
     /// Counts it.
     pub fn count(self, stats: &CodecStats) {
         match self {
+            Self::Messaging => stats.rx_messaging_error.inc(),
             Self::EmptyFrames => stats.inbound_empty_frames_flood.inc(),
             Self::Priority => stats.inbound_priority_frames_flood.inc(),
             Self::WindowUpdates => stats.inbound_window_update_frames_flood.inc(),
@@ -124,6 +147,9 @@ pub struct Guard {
     outbound: Scanner,
     /// Bytes of the preface that are still to come from a client, or to be written to a server.
     preface: usize,
+    heads: Heads,
+    /// The frame that is being received carries a header block.
+    in_head: bool,
     opened: u64,
     last_opened: u32,
     empty_frames: u32,
@@ -135,18 +161,21 @@ pub struct Guard {
     /// Server: the last stream that the library reset before its request began, as for a PRIORITY frame that names itself.
     refused_early: u32,
     unshown: VecDeque<(u32, Unshown)>,
-    flood: Option<Flood>,
+    offence: Option<Offence>,
     room: Room,
 }
 
 impl Guard {
-    pub fn new(server: bool, limits: FloodLimits) -> Self {
+    /// `max_list`: the limit of a header list in bytes.
+    pub fn new(server: bool, limits: FloodLimits, max_list: u32) -> Self {
         Self {
             limits,
             server,
             inbound: Scanner::default(),
             outbound: Scanner::default(),
             preface: crate::auto::PREFACE.len(),
+            heads: Heads::new(server, max_list as usize),
+            in_head: false,
             opened: 0,
             last_opened: 0,
             empty_frames: 0,
@@ -156,24 +185,54 @@ impl Guard {
             opening: VecDeque::new(),
             refused_early: 0,
             unshown: VecDeque::new(),
-            flood: None,
+            offence: None,
             room: Room::default(),
         }
     }
 
-    /// Bytes came from the peer. An error is a flood: the connection is to end at once.
-    pub fn received(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
+    /// Bytes came from the peer. An error is an offence: the connection is to end at once.
+    pub fn received(&mut self, mut bytes: &[u8]) -> Result<(), Offence> {
         if self.server {
             bytes = self.after_preface(bytes);
         }
-        while let Some(frame) = self.inbound.next(&mut bytes) {
+        let judged = self.judge(bytes);
+        self.offence = judged.err().or(self.offence);
+        judged
+    }
+
+    fn judge(&mut self, mut bytes: &[u8]) -> Result<(), Offence> {
+        loop {
+            if self.in_head {
+                let part = self.inbound.payload(&mut bytes);
+                let end = self.inbound.skip == 0;
+                self.heads.payload(part, end)?;
+                if !end {
+                    return Ok(());
+                }
+                self.in_head = false;
+            }
+            let Some(frame) = self.inbound.next(&mut bytes) else { return Ok(()) };
+            let before = self.last_opened;
             self.count(&frame);
             if let Some(flood) = self.over() {
-                self.flood = Some(flood);
                 return Err(flood);
             }
+            let padded = frame.kind == HEADERS && frame.flags & PADDED != 0;
+            let (padding, pad_length) = if padded { (u32::from(frame.start[0]), 1) } else { (0, 0) };
+            let start = Start { stream: frame.stream, flags: frame.flags, length: frame.length.saturating_sub(pad_length), padding };
+            match frame.kind {
+                HEADERS => self.heads.headers(start, self.last_opened != before)?,
+                CONTINUATION => self.heads.continuation(start)?,
+                kind => {
+                    self.heads.interrupt(kind == PUSH_PROMISE);
+                    let ends = kind == RST_STREAM || (kind == DATA && frame.flags & END_STREAM != 0);
+                    if ends && !self.server {
+                        self.heads.ended(frame.stream);
+                    }
+                }
+            }
+            self.in_head = matches!(frame.kind, HEADERS | CONTINUATION);
         }
-        Ok(())
     }
 
     /// Bytes were written to the peer.
@@ -186,6 +245,7 @@ impl Guard {
                 DATA => self.data_frames_sent += 1,
                 WINDOW_UPDATE if frame.stream == 0 => self.room.given(u32::from_be_bytes(frame.start) & 0x7fff_ffff),
                 HEADERS if !self.server => self.opens(frame.stream),
+                RST_STREAM if !self.server => self.heads.ended(frame.stream),
                 HEADERS if self.settled(frame.stream) => self.unshown.push_back((frame.stream, Unshown::TooLarge)),
                 RST_STREAM if self.server && frame.stream > self.last_opened => self.refused_early = frame.stream,
                 RST_STREAM if self.settled(frame.stream) && u32::from_be_bytes(frame.start) == PROTOCOL_ERROR => {
@@ -196,11 +256,13 @@ impl Guard {
         }
     }
 
-    /// Server: the library has shown the request of this stream. Its body may have been refused before.
-    pub fn shown(&mut self, stream: u32) {
+    /// Server: the library has shown the request of this stream. Its body may have been refused before. True: its path had a
+    /// fragment, which the library does not show.
+    pub fn shown(&mut self, stream: u32) -> bool {
         if !self.settled(stream) {
             self.unshown.retain(|(refused, _)| *refused != stream);
         }
+        self.heads.take_fragment(stream)
     }
 
     /// A request that the library dealt with by itself. To be asked when it has nothing more to show.
@@ -214,8 +276,8 @@ impl Guard {
     }
 
     /// Why the connection was ended, if it was.
-    pub fn flood(&self) -> Option<Flood> {
-        self.flood
+    pub fn offence(&self) -> Option<Offence> {
+        self.offence
     }
 
     /// What the peer may send on the connection.
@@ -233,6 +295,9 @@ impl Guard {
         if stream % 2 == 1 && stream > self.last_opened {
             self.last_opened = stream;
             self.opened += 1;
+            if !self.server {
+                self.heads.opened(stream);
+            }
             if stream == self.refused_early {
                 self.unshown.push_back((stream, Unshown::Malformed));
             } else if self.server && self.opening.len() < MAX_OPENING {
@@ -273,15 +338,15 @@ impl Guard {
         }
     }
 
-    fn over(&self) -> Option<Flood> {
+    fn over(&self) -> Option<Offence> {
         let limits = &self.limits;
         let per_data = u64::from(limits.max_window_updates_per_data_frame).saturating_mul(self.data_frames_sent);
         if self.empty_frames > limits.max_consecutive_empty_frames {
-            Some(Flood::EmptyFrames)
+            Some(Offence::EmptyFrames)
         } else if self.priority_frames > u64::from(limits.max_priority_frames_per_stream).saturating_mul(1 + self.opened) {
-            Some(Flood::Priority)
+            Some(Offence::Priority)
         } else if self.window_updates > per_data.saturating_add(self.opened).saturating_mul(2).saturating_add(5) {
-            Some(Flood::WindowUpdates)
+            Some(Offence::WindowUpdates)
         } else {
             None
         }
@@ -301,7 +366,7 @@ mod tests {
     }
 
     fn guard() -> Guard {
-        let mut guard = Guard::new(true, FloodLimits::default());
+        let mut guard = Guard::new(true, FloodLimits::default(), 60 * 1024);
         guard.received(crate::auto::PREFACE).unwrap();
         guard
     }
@@ -340,10 +405,10 @@ mod tests {
             priority.received(&frame(PRIORITY, 0, 1, &[0; 5])).unwrap();
         }
         assert!(priority.received(&frame(PRIORITY, 0, 1, &[0; 5])).is_err());
-        assert!(priority.flood().is_some());
+        assert!(priority.offence().is_some());
 
         let mut window = guard();
-        window.received(&frame(HEADERS, 4, 1, b"x")).unwrap();
+        window.received(&frame(HEADERS, 4, 1, b"\x82")).unwrap();
         for _ in 0..7 {
             window.received(&frame(WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes())).unwrap();
         }
@@ -354,7 +419,7 @@ mod tests {
         assert!(window.received(&frame(WINDOW_UPDATE, 0, 0, &1u32.to_be_bytes())).is_err());
 
         let mut empty = guard();
-        empty.received(&frame(HEADERS, 4, 1, b"x")).unwrap();
+        empty.received(&frame(HEADERS, 4, 1, b"\x82")).unwrap();
         empty.received(&frame(DATA, 0, 1, b"")).unwrap();
         empty.received(&frame(DATA, 0, 1, b"x")).unwrap();
         empty.received(&frame(DATA, 0, 1, b"")).unwrap();
@@ -363,7 +428,7 @@ mod tests {
 
         let mut ends = guard();
         for stream in [1u32, 3, 5] {
-            ends.received(&frame(HEADERS, 4, stream, b"x")).unwrap();
+            ends.received(&frame(HEADERS, 4, stream, b"\x82")).unwrap();
             ends.received(&frame(DATA, END_STREAM, stream, b"")).unwrap();
         }
     }
@@ -372,7 +437,7 @@ mod tests {
     fn requests_that_the_library_refuses_are_told() {
         let mut guard = guard();
         for stream in [1u32, 3, 5, 7] {
-            guard.received(&frame(HEADERS, 5, stream, b"x")).unwrap();
+            guard.received(&frame(HEADERS, 5, stream, b"\x82")).unwrap();
         }
         guard.shown(1);
         guard.sent(&frame(HEADERS, 4, 1, b"x"));
@@ -389,12 +454,12 @@ mod tests {
         // A stream may be refused before its request comes: told once it has come.
         guard.sent(&frame(RST_STREAM, 0, 11, &1u32.to_be_bytes()));
         assert_eq!(guard.take_unshown(), None);
-        guard.received(&frame(HEADERS, 5, 11, b"x")).unwrap();
+        guard.received(&frame(HEADERS, 5, 11, b"\x82")).unwrap();
         assert_eq!(guard.take_unshown(), Some(Unshown::Malformed));
         assert!(!guard.is_opening());
         let mut guard = self::guard();
         // A body that belies its head is refused before its request is shown.
-        guard.received(&frame(HEADERS, 4, 9, b"x")).unwrap();
+        guard.received(&frame(HEADERS, 4, 9, b"\x82")).unwrap();
         guard.sent(&frame(RST_STREAM, 0, 9, &1u32.to_be_bytes()));
         guard.shown(9);
         assert_eq!(guard.take_unshown(), None);

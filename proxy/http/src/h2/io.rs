@@ -54,7 +54,7 @@ impl<IO: AsyncRead + Unpin> Io<IO> {
         }
     }
     fn watch(&self, bytes: &[u8]) -> io::Result<()> {
-        self.heard.guard.borrow_mut().received(bytes).map_err(|flood| io::Error::other(flood.details()))
+        self.heard.guard.borrow_mut().received(bytes).map_err(|offence| io::Error::other(offence.details()))
     }
 }
 

@@ -3,6 +3,8 @@
 pub mod client;
 mod convert;
 mod guard;
+mod heads;
+mod hpack;
 mod io;
 mod keepalive;
 mod lend;

@@ -37,7 +37,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
     S: Service,
 {
-    let io = Io::new(io, leftover, Guard::new(true, options.h2.flood));
+    let io = Io::new(io, leftover, Guard::new(true, options.h2.flood, options.max_headers_kb.saturating_mul(1024)));
     let heard = io.heard();
     let mut connection = match handshake(io, &options, &control).await {
         Ok(connection) => connection,
@@ -144,12 +144,13 @@ where
             }
             match accepted {
                 Poll::Ready(Some(Ok((request, respond)))) => {
-                    self.heard.guard.borrow_mut().shown(respond.stream_id().as_u32());
+                    let fragment = self.heard.guard.borrow_mut().shown(respond.stream_id().as_u32());
                     self.streams = self.streams.saturating_add(1);
                     self.idle_since = None;
                     tokio::task::spawn_local(stream::serve(
                         self.service.clone(),
                         request,
+                        fragment,
                         respond,
                         self.options.clone(),
                         self.control.clone(),
@@ -222,13 +223,13 @@ where
 
     /// The connection ends by the client's fault.
     fn broken(&self, end: ConnectionEnd) -> ConnectionEnd {
-        let (flood, opening) = {
+        let (offence, opening) = {
             let guard = self.heard.guard.borrow();
-            (guard.flood(), guard.is_opening())
+            (guard.offence(), guard.is_opening())
         };
-        if let Some(flood) = flood {
-            flood.count(&self.options.stats);
-            return ConnectionEnd::Protocol(flood.details());
+        if let Some(offence) = offence {
+            offence.count(&self.options.stats);
+            return ConnectionEnd::Protocol(offence.details());
         }
         // A head that does not decode, or says what no head may.
         if opening && matches!(end, ConnectionEnd::Protocol(_)) {

@@ -184,10 +184,11 @@ pub fn poll_recv(recv: &mut RecvStream, data_done: &mut bool, cx: &mut Context<'
     })
 }
 
-/// Serves one stream to its end.
+/// Serves one stream to its end. `fragment`: the path had one, which `request` does not show.
 pub async fn serve<S: Service>(
     service: Rc<S>,
     request: http::Request<RecvStream>,
+    fragment: bool,
     respond: SendResponse<Bytes>,
     options: Arc<ServerOptions>,
     control: Rc<ConnControl>,
@@ -209,7 +210,7 @@ pub async fn serve<S: Service>(
     let mut extended = false;
     let mut connect = false;
     let mut to_head = false;
-    let response = match convert::request_in(parts, &options) {
+    let response = match convert::request_in(parts, fragment, &options) {
         Err(Refused::Reset(reason, details)) => {
             options.stats.tx_reset.inc();
             let why = if reason == Reason::PROTOCOL_ERROR { WhyUnserved::Malformed } else { WhyUnserved::Reset };
