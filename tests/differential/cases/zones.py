@@ -80,7 +80,8 @@ def setups():
         """Sets runtime keys, then runs a script."""
         def run(context):
             status = context.admin(path + "&".join(f"{key}={value}" for key, value in keys.items()), "POST")[0]
-            return [status, then(context)]
+            result = then(context)
+            return (lambda: [status, result()]) if callable(result) else [status, result]
         return run
     layers = {"layered_runtime": {"layers": [{"name": "static", "static_layer": {}}, {"name": "admin", "admin_layer": {}}]}}
     runtime = Setup("runtime-zones", clusters=[cluster("a", localities=even), two()], bootstrap={**LOCAL, **layers}, routes=[route("/", to("a"))], stats=())
@@ -97,8 +98,10 @@ def setups():
         if [name for name in taken if name != "a"]:
             # Envoy sets the gauges with the next request that gets through.
             return taken
-        text = context.admin("/stats?filter=cluster.a.circuit_breakers.default")[1]
-        return sorted(line for line in text.splitlines() if ("remaining" in line or "open" in line) and "pool" not in line)
+        def shown():
+            text = context.admin("/stats?filter=cluster.a.circuit_breakers.default")[1]
+            return sorted(line for line in text.splitlines() if ("remaining" in line or "open" in line) and "pool" not in line)
+        return shown
     for case, keys in (("as configured", {"x": "1"}), ("closed", {"circuit_breakers.a.default.max_requests": "0"}), ("open", {"circuit_breakers.a.default.max_requests": "9"}), ("pending", {"circuit_breakers.a.default.max_pending_requests": "0"}),
                        ("back", {"circuit_breakers.a.default.max_requests": "", "circuit_breakers.a.default.max_pending_requests": ""})):
         # Envoy sets a gauge when its resource is used next, which pending requests are not as long as the connection lives.

@@ -1,4 +1,6 @@
 """The client side: raw sockets, and a reader of HTTP/1 responses that keeps what a browser would hide (order, case, framing)."""
+import errno
+import random
 import socket
 import time
 
@@ -96,12 +98,36 @@ def parse_responses(data, methods, ended):
     return finals, informational, data
 
 
+def bind(sock, source):
+    """Binds to a port that no other connection of this process had: lines of the access log are told apart by it. Ports that the system
+    picks are free again as soon as the peer has reset a connection."""
+    while True:
+        port = random.randrange(10240, 32768)
+        if port in USED:
+            continue
+        try:
+            sock.bind((source, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            continue
+        USED.add(port)
+        return
+
+
+# Ports of this process's connections; a worker ends long before there are none left.
+USED = set()
+
+
 class Connection:
     """A client connection. `received` keeps every byte; `fate` becomes closed or reset when the peer ends it."""
 
     def __init__(self, port, source="127.0.0.1", tls=None):
-        # A source address of its own keeps trusted and untrusted peers apart; 0 is any port.
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=5, source_address=(source, 0))
+        # A source address of its own keeps trusted and untrusted peers apart.
+        self.socket = socket.socket()
+        bind(self.socket, source)
+        self.socket.settimeout(20)
+        self.socket.connect(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         host, number = self.socket.getsockname()[:2]
         self.name = f"{host}:{number}"
@@ -115,7 +141,7 @@ class Connection:
 
     def send(self, data):
         try:
-            self.socket.settimeout(5)
+            self.socket.settimeout(20)
             self.socket.sendall(data)
         except OSError:
             pass

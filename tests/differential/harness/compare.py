@@ -67,14 +67,25 @@ class Differences:
                         self.problems.append(f"differences.json: {case} [{aspect}] is there twice")
                     self.pairs[(case, aspect)] = pair
         self.ran_cases, self.used = set(), set()
+        self.aspects = {}
+        for case, aspect in self.pairs:
+            self.aspects.setdefault(case, set()).add(aspect)
+
+    def expected(self, case):
+        """The aspects in which a case is to differ."""
+        return self.aspects.get(case, set())
+
+    def excuses(self, case, aspect, left, right):
+        """Whether a difference is the one that is intended."""
+        pair = self.pairs.get((case, aspect))
+        return pair is not None and fits(pair[0], left) and fits(pair[1], right)
 
     def intended(self, case, aspect, left, right):
-        pair = self.pairs.get((case, aspect))
-        if pair is None:
-            return False
+        """As `excuses`, and notes that the entry is in use."""
         # An aspect that differs in another way is told as a failure, not as an entry that is out of date.
-        self.used.add((case, aspect))
-        return fits(pair[0], left) and fits(pair[1], right)
+        if (case, aspect) in self.pairs:
+            self.used.add((case, aspect))
+        return self.excuses(case, aspect, left, right)
 
     def ran(self, case):
         """Notes that a case ran, so that an entry for it that excuses nothing is known to be stale."""

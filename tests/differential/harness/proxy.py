@@ -57,7 +57,7 @@ class Proxy:
 
     def validate(self):
         """Whether the proxy accepts the configuration, and what it says if it does not."""
-        done = subprocess.run(self.command("--mode", "validate"), capture_output=True, timeout=30)
+        done = subprocess.run(self.command("--mode", "validate"), capture_output=True, timeout=60)
         return done.returncode == 0, done.stderr.decode(errors="replace")[-1500:]
 
     def start(self):
@@ -67,7 +67,7 @@ class Proxy:
             self.command("--admin-address-path", address, "--file-flush-interval-msec", "10", "--drain-time-s", "1"),
             stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd=self.directory)
         output.close()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise DidNotStart(f"{self.side} ended with status {self.process.returncode}: {self.output()}")
@@ -83,14 +83,14 @@ class Proxy:
             except (OSError, ValueError, http.client.HTTPException):
                 pass
             time.sleep(0.01)
-        raise DidNotStart(f"{self.side} was not ready in 20 seconds: {self.output()}")
+        raise DidNotStart(f"{self.side} was not ready in 60 seconds: {self.output()}")
 
     def output(self):
         with open(os.path.join(self.directory, "output.txt"), "rb") as file:
             return file.read()[-1500:].decode(errors="replace").strip()
 
     def admin(self, path, method="GET"):
-        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=5)
+        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=20)
         try:
             connection.request(method, path)
             response = connection.getresponse()

@@ -28,11 +28,11 @@ class Setup:
     `filters`: HTTP filters before the router; `clusters`: clusters (one named "a" if not given); `upstreams`: kinds of upstreams that are
     not plain HTTP/1 ("refused", "h2", "tls", ..) by name; `stats`: regular expressions of counters and gauges to compare at the end;
     `log`: the access-log format; `linger`: seconds to watch connections after the last case, to learn their fate; `ignore`: aspects that
-    are not compared; `tls`: how clients handshake; `files`: texts by name in the proxy's directory; `args`: more of its command line."""
+    are not compared; `resets`: whether a reset is told from a close; `tls`: how clients handshake; `files`: texts by name in the proxy's directory; `args`: more of its command line."""
 
     def __init__(self, name, *, routes=None, vhosts=None, route_config=None, hcm=None, router=None, filters=(), clusters=None, upstreams=None,
                  listener=None, chain=None, bootstrap=None, network_filters=(), manager=True, stats=(), log=LOG, linger=0.35, ignore=(),
-                 host="host", files=None, args=(), tls=None):
+                 host="host", files=None, args=(), tls=None, resets=False):
         self.name, self.routes, self.vhosts, self.route_config = name, routes, vhosts, route_config
         self.hcm, self.router, self.filters = hcm or {}, router or {}, list(filters)
         self.clusters = [cluster("a")] if clusters is None else clusters
@@ -40,7 +40,7 @@ class Setup:
         self.network_filters, self.manager = list(network_filters), manager
         self.stats, self.log, self.linger, self.ignore, self.host = list(stats), log, linger, tuple(ignore), host
         self.files, self.args, self.tls = files or {}, list(args), tls
-        self.cases = []
+        self.resets, self.cases = resets, []
 
     def add(self, name, **fields):
         if any(case.name == name for case in self.cases):
@@ -68,7 +68,8 @@ class Setup:
         self.add(name, h2={"headers": [*start, *headers], "body": body, "trailers": trailers}, **fields)
 
     def script(self, name, function, **fields):
-        """Runs `function(context)`; what it returns is compared, and all that it sends through `context`."""
+        """Runs `function(context)`; what it returns is compared, and all that it sends through `context`. If it returns a function,
+        that is called until both proxies say the same: for gauges, counters and whatever else is only true after a while."""
         self.add(name, run=function, **fields)
 
 
