@@ -56,11 +56,16 @@ pub struct OutBuf {
     written: usize,
     body: Bytes,
     back: Vec<u8>,
+    /// The transport may still hold some of what was written: TLS takes more than its socket does.
+    unflushed: bool,
 }
 
 impl OutBuf {
-    /// Whether everything was written.
+    /// Whether everything was written and flushed.
     pub fn is_empty(&self) -> bool {
+        self.is_written() && !self.unflushed
+    }
+    fn is_written(&self) -> bool {
         self.front.is_empty() && self.body.is_empty()
     }
     /// Whether more may be put in before the next write.
@@ -89,7 +94,7 @@ impl OutBuf {
     pub fn clear(&mut self) {
         self.body = Bytes::new();
         self.back = Vec::new();
-        self.written = 0;
+        (self.written, self.unflushed) = (0, false);
         give_back(std::mem::take(&mut self.front));
     }
     /// Writes everything and flushes the transport. `total` counts what was written.
@@ -97,7 +102,8 @@ impl OutBuf {
         if self.is_empty() {
             return Poll::Ready(Ok(()));
         }
-        while !self.is_empty() {
+        while !self.is_written() {
+            self.unflushed = true;
             let front = self.front.get(self.written..).unwrap_or_default();
             let n = if self.body.is_empty() {
                 ready!(Pin::new(&mut *io).poll_write(cx, front))?
@@ -113,7 +119,9 @@ impl OutBuf {
             *total += n as u64;
             self.advance(n);
         }
-        Pin::new(io).poll_flush(cx)
+        ready!(Pin::new(io).poll_flush(cx))?;
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
     }
     fn advance(&mut self, n: usize) {
         let front = n.min(self.front.len() - self.written);
@@ -203,6 +211,47 @@ mod tests {
         };
         assert_eq!(again.0, again.1, "what nobody holds is read into again");
         assert_ne!(at, again.0);
+    }
+
+    /// Takes everything at once and hands it on when flushed, at the second try: TLS over a socket that is full.
+    #[derive(Default)]
+    struct Sealed {
+        held: Vec<u8>,
+        tries: usize,
+        sent: Vec<u8>,
+    }
+    impl AsyncWrite for Sealed {
+        fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+            self.held.extend_from_slice(data);
+            Poll::Ready(Ok(data.len()))
+        }
+        fn poll_flush(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            self.tries += 1;
+            if self.tries % 2 == 1 {
+                return Poll::Pending;
+            }
+            let held = std::mem::take(&mut self.held);
+            self.sent.extend(held);
+            Poll::Ready(Ok(()))
+        }
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn what_the_transport_holds_is_flushed_to_its_end() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let (mut out, mut io, mut total) = (OutBuf::default(), Sealed::default(), 0);
+        for round in 1..3 {
+            out.tail().extend_from_slice(b"head");
+            assert!(out.poll_flush(&mut io, &mut total, &mut cx).is_pending());
+            assert!(!out.is_empty() && out.has_room(), "not all is sent, but more may come");
+            assert!(out.poll_flush(&mut io, &mut total, &mut cx).is_ready());
+            assert!(out.is_empty());
+            assert_eq!(io.sent, b"head".repeat(round));
+        }
+        assert!(out.poll_flush(&mut io, &mut total, &mut cx).is_ready() && io.tries == 4, "nothing to flush");
     }
 
     #[test]
