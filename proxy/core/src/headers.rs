@@ -15,18 +15,29 @@ pub struct Headers {
 
 /// Field names as the peer wrote them, for Envoy's `preserve_case` formatter. Filled by the HTTP/1 codec when asked for.
 #[derive(Clone, Debug, Default)]
-pub struct OriginalNames(Vec<(HeaderName, Bytes)>);
+pub struct OriginalNames {
+    names: Vec<(HeaderName, Bytes)>,
+    reason: Bytes,
+}
 
 impl OriginalNames {
     /// Remembers that `name` was written as `text`. The first writing of a name wins.
     pub fn add(&mut self, name: HeaderName, text: Bytes) {
         if self.get(&name).is_none() {
-            self.0.push((name, text));
+            self.names.push((name, text));
         }
     }
     /// How `name` was written.
     pub fn get(&self, name: &HeaderName) -> Option<&[u8]> {
-        self.0.iter().find(|(n, _)| n == name).map(|(_, text)| text.as_ref())
+        self.names.iter().find(|(n, _)| n == name).map(|(_, text)| text.as_ref())
+    }
+    /// Remembers the reason phrase of a response (`forward_reason_phrase`): no control characters but tabs.
+    pub fn set_reason(&mut self, phrase: Bytes) {
+        self.reason = phrase;
+    }
+    /// The reason phrase that the server wrote; empty if it is not to be passed on, or there was none.
+    pub fn reason(&self) -> &[u8] {
+        &self.reason
     }
 }
 

@@ -10,6 +10,7 @@ use crate::router::{self, Answered};
 use crate::stream::{Active, MeteredBody};
 use http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use nuncio_core::filter::Needs;
+use nuncio_core::info::measures_route_time;
 use nuncio_core::{Body, ByteStr, ConnectionInfo, Exchange, HttpVersion, LocalReply, RequestHead, ResponseFlags, ResponseHead, StreamInfo};
 use nuncio_format::AccessLogType;
 use nuncio_http::{ConnControl, Malformed, Request, Response, Service, Unserved, WhyUnserved};
@@ -106,9 +107,12 @@ impl HttpConnection {
         if ex.request.method.as_str() == "QUERY" && !ex.request.headers.contains(&header::CONTENT_TYPE) {
             return refuse(400, "", "query_missing_content_type");
         }
-        if config.reject_fragment && ex.request.path.contains('#') {
-            config.stats.downstream_rq_failed_path_normalization.inc();
-            return refuse(400, "", "path_normalization_failed");
+        if let Some(at) = ex.request.path.find('#') {
+            if config.reject_fragment {
+                config.stats.downstream_rq_failed_path_normalization.inc();
+                return refuse(400, "", "path_normalization_failed");
+            }
+            ex.request.path = ByteStr::from(ex.request.path.get(..at).unwrap_or_default());
         }
         match config.path.apply(&ex.request.path) {
             Normalized::Same => {}
@@ -384,7 +388,7 @@ fn match_route(config: &HcmConfig, ex: &mut Exchange, internal: bool) -> Vec<Hea
     ex.cluster = None;
     let Exchange { request, info, random, .. } = &mut *ex;
     let mut stripped = Vec::new();
-    let began = config.route_resolution.as_ref().map(|_| Instant::now());
+    let began = (config.route_resolution.is_some() || measures_route_time()).then(Instant::now);
     let found = config.routes.with_table(request, |table| {
         if !internal {
             stripped.extend_from_slice(table.internal_only_headers());
@@ -392,8 +396,8 @@ fn match_route(config: &HcmConfig, ex: &mut Exchange, internal: bool) -> Vec<Hea
         let input = RouteInput { info, random: *random, runtime: &config.server.runtime };
         table.route(request, &input)
     });
+    info.route_resolutions += 1;
     if let Some(began) = began {
-        info.route_resolutions += 1;
         info.route_resolution_time += began.elapsed();
     }
     match found {

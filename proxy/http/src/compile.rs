@@ -63,10 +63,7 @@ pub fn h1(proto: &Http1ProtocolOptions, at: &At<'_>, report: &mut Report) -> H1O
             let any = extension.typed_config.clone().unwrap_or_default();
             match nuncio_proto::typed::unpack_as::<PreserveCaseFormatterConfig>(&any) {
                 Ok(config) => {
-                    if config.forward_reason_phrase {
-                        let at = format_at.field("stateful_formatter");
-                        report.warning(&at.field("forward_reason_phrase"), "true", "reason phrases are those of the status codes");
-                    }
+                    options.forward_reason_phrase = config.forward_reason_phrase;
                     options.header_key_format =
                         HeaderKeyFormat::PreserveCase { proper_case_unknown: config.formatter_type_on_envoy_headers == 1 }
                 }

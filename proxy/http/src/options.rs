@@ -39,6 +39,8 @@ pub struct H1Options {
     /// Server: authority of HTTP/1.0 requests without Host; empty for none.
     pub default_host_for_http_10: ByteStr,
     pub header_key_format: HeaderKeyFormat,
+    /// Client, with `PreserveCase` (`forward_reason_phrase`): clients of HTTP/1 get the reason phrase that the server wrote. Default false.
+    pub forward_reason_phrase: bool,
     /// Trailers are passed on; otherwise they are checked and dropped. Default false.
     pub enable_trailers: bool,
     /// `Content-Length` beside `Transfer-Encoding: chunked` is dropped; otherwise the message is refused. Default false.
@@ -61,6 +63,7 @@ impl Default for H1Options {
             accept_http_10: false,
             default_host_for_http_10: ByteStr::default(),
             header_key_format: HeaderKeyFormat::Lower,
+            forward_reason_phrase: false,
             enable_trailers: false,
             allow_chunked_length: false,
             stream_error_on_invalid_http_message: false,

@@ -7,8 +7,11 @@ use crate::validate::{self, details};
 use bytes::{Buf, Bytes, BytesMut};
 use nuncio_core::Headers;
 
-/// Bytes that all size lines of one body may spend on extensions, white space and leading zeros.
+/// Bytes that the size lines of one body may spend on extensions, white space and leading zeros, beyond what their chunks allow.
 const MAX_OVERHEAD: u32 = 16 * 1024;
+/// What each chunk allows, and each byte in it: a body of any length may have reasonable size lines.
+const ALLOWED_PER_CHUNK: u64 = 16;
+const ALLOWED_PER_BYTE: u64 = 2;
 
 /// What a decoder found.
 #[derive(Debug)]
@@ -95,7 +98,11 @@ impl ChunkDecoder {
                     State::Extension
                 }
                 (State::SizeLf, b'\n') if self.size == 0 => State::Trailers,
-                (State::SizeLf, b'\n') => State::Data,
+                (State::SizeLf, b'\n') => {
+                    let allowed = self.size.saturating_mul(ALLOWED_PER_BYTE).saturating_add(ALLOWED_PER_CHUNK);
+                    self.overhead = self.overhead.saturating_sub(u32::try_from(allowed).unwrap_or(u32::MAX));
+                    State::Data
+                }
                 (State::DataCr, b'\r') => State::DataLf,
                 (State::DataLf, b'\n') => State::Start,
                 _ => return Err(BAD),
@@ -116,7 +123,7 @@ impl ChunkDecoder {
         if section.as_ref() == b"\r\n" {
             return Ok(Some(Event::End));
         }
-        let headers = parse_fields(&section, 0, limits, false, |name, _| Ok(validate::is_valid_trailer(name)))?;
+        let headers = parse_fields(&section, 0, limits, None, |name, _| Ok(validate::is_valid_trailer(name)))?;
         Ok(Some(if keep && !headers.is_empty() { Event::Trailers(Box::new(headers)) } else { Event::End }))
     }
 }

@@ -6,6 +6,7 @@ use crate::h1::response::Asked;
 use crate::options::{H1Options, HeaderKeyFormat};
 use crate::validate::{self, details};
 use http::{HeaderName, Method, StatusCode, header};
+use nuncio_core::headers::OriginalNames;
 use nuncio_core::{Headers, HttpVersion, RequestHead, ResponseHead, StreamError};
 
 fn put_name(out: &mut Vec<u8>, name: &HeaderName, headers: &Headers, format: HeaderKeyFormat) {
@@ -158,7 +159,7 @@ pub fn response(
     options: &H1Options,
 ) -> Framing {
     let http10 = version == HttpVersion::Http10;
-    put_status_line(out, head.status, http10);
+    put_status_line(out, head, http10);
     let format = options.header_key_format;
     let declared = declared_length(&head.headers);
     let bodiless = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) || head.status.is_informational();
@@ -205,16 +206,20 @@ pub fn response(
 
 /// Appends a 1xx head.
 pub fn informational(out: &mut Vec<u8>, head: &ResponseHead, options: &H1Options) {
-    put_status_line(out, head.status, false);
+    put_status_line(out, head, false);
     let _ = put_fields(out, &head.headers, options.header_key_format, None, false);
     out.extend_from_slice(b"\r\n");
 }
 
-fn put_status_line(out: &mut Vec<u8>, status: StatusCode, http10: bool) {
+fn put_status_line(out: &mut Vec<u8>, head: &ResponseHead, http10: bool) {
     out.extend_from_slice(if http10 { b"HTTP/1.0 " } else { b"HTTP/1.1 " });
-    out.extend_from_slice(status.as_str().as_bytes());
+    out.extend_from_slice(head.status.as_str().as_bytes());
     out.push(b' ');
-    out.extend_from_slice(crate::reason_phrase(status).as_bytes());
+    // As Envoy: whatever became of the status since.
+    match head.headers.original_names().map(OriginalNames::reason) {
+        Some(reason) if !reason.is_empty() => out.extend_from_slice(reason),
+        _ => out.extend_from_slice(crate::reason_phrase(head.status).as_bytes()),
+    }
     out.extend_from_slice(b"\r\n");
 }
 

@@ -101,12 +101,12 @@ pub fn unfold(head: Bytes) -> Bytes {
 }
 
 /// Reads the fields of `head` from `start` to its end (the empty line included), calling `field` for each; it says whether to
-/// keep it. Values share `head`'s memory. `names`: keep the spelling of the names.
+/// keep it. Values share `head`'s memory. `original`: where the spelling of the names is kept, if it is.
 pub fn parse_fields(
     head: &Bytes,
     start: usize,
     limits: Limits,
-    names: bool,
+    mut original: Option<OriginalNames>,
     mut field: impl FnMut(&HeaderName, &Bytes) -> Result<bool, HeadError>,
 ) -> Result<Headers, HeadError> {
     // Most heads have fewer fields; clearing room for the limit would cost more than reading them.
@@ -128,7 +128,6 @@ pub fn parse_fields(
         Err(_) => return Err(HeadError::Bad(details::CODEC_ERROR)),
     };
     let mut headers = Headers::with_capacity(fields.len() + 4);
-    let mut original = names.then(OriginalNames::default);
     for raw in fields.iter() {
         let name = HeaderName::from_bytes(raw.name.as_bytes()).map_err(|_| HeadError::Bad(details::CODEC_ERROR))?;
         // The empty value of httparse need not point into the section.

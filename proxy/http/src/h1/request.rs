@@ -8,6 +8,7 @@ use crate::service::Malformed;
 use crate::validate::{self, details};
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderName, Method, StatusCode, header};
+use nuncio_core::headers::OriginalNames;
 use nuncio_core::{ByteStr, HttpVersion, RequestHead};
 
 /// A request head and what it says of its message and its connection.
@@ -132,7 +133,7 @@ fn parse_head(bytes: &Bytes, options: &ServerOptions) -> Result<ParsedRequest, M
     let line_end = memchr::memchr(b'\n', bytes).map_or(bytes.len(), |at| at + 1);
     let line = request_line(bytes.get(..line_end.saturating_sub(2)).unwrap_or_default(), options)?;
     let method = Method::from_bytes(line.method).map_err(|_| Malformed::from(HeadError::Bad(details::CODEC_ERROR)))?;
-    let preserve = matches!(options.h1.header_key_format, HeaderKeyFormat::PreserveCase { .. });
+    let preserve = matches!(options.h1.header_key_format, HeaderKeyFormat::PreserveCase { .. }).then(OriginalNames::default);
     let mut special = Special::default();
     let mut headers = parse_fields(bytes, line_end, limits(options), preserve, |name, value| field(name, value, &mut special, options))?;
 

@@ -7,6 +7,7 @@ use crate::options::{ClientOptions, HeaderKeyFormat, PROXY_CONNECTION};
 use crate::validate::{self, details};
 use bytes::{Buf, Bytes, BytesMut};
 use http::{StatusCode, header};
+use nuncio_core::headers::OriginalNames;
 use nuncio_core::{HttpVersion, ResponseHead};
 
 /// What the request was, as far as its response depends on it.
@@ -63,7 +64,8 @@ impl ResponseParser {
     }
 }
 
-fn status_line(line: &[u8]) -> Option<(HttpVersion, StatusCode)> {
+/// Version, status, and the reason phrase, which may be empty.
+fn status_line(line: &[u8]) -> Option<(HttpVersion, StatusCode, &[u8])> {
     let rest = line.strip_prefix(b"HTTP/1.")?;
     let (version, rest) = rest.split_first()?;
     let version = match version {
@@ -75,21 +77,27 @@ fn status_line(line: &[u8]) -> Option<(HttpVersion, StatusCode)> {
     let (code, reason) = rest.split_at_checked(3)?;
     let reason_ok = reason.first().is_none_or(|b| *b == b' ') && reason.iter().all(|b| *b == b'\t' || !b.is_ascii_control());
     let status = StatusCode::from_bytes(code).ok()?;
-    reason_ok.then_some((version, status))
+    reason_ok.then_some((version, status, reason.strip_prefix(b" ").unwrap_or(reason)))
 }
 
 fn parse_head(bytes: &Bytes, options: &ClientOptions, asked: Asked) -> Result<ParsedResponse, HeadError> {
     const BAD: HeadError = HeadError::Bad(details::CODEC_ERROR);
     let line_end = memchr::memchr(b'\n', bytes).map_or(bytes.len(), |at| at + 1);
     let line = bytes.get(..line_end.saturating_sub(1)).unwrap_or_default();
-    let (version, status) = status_line(line.strip_suffix(b"\r").unwrap_or(line)).ok_or(BAD)?;
+    let (version, status, reason) = status_line(line.strip_suffix(b"\r").unwrap_or(line)).ok_or(BAD)?;
 
     let mut length: Option<u64> = None;
     let (mut transfer_encoding, mut chunked) = (false, false);
     let (mut close, mut keep) = (false, false);
     let (mut upgrade, mut upgrade_token) = (false, false);
-    let preserve = matches!(options.h1.header_key_format, HeaderKeyFormat::PreserveCase { .. });
-    let mut headers = parse_fields(bytes, line_end, limits(options), preserve, |name, value| {
+    let mut original = None;
+    if matches!(options.h1.header_key_format, HeaderKeyFormat::PreserveCase { .. }) {
+        let names = original.insert(OriginalNames::default());
+        if options.h1.forward_reason_phrase && !reason.is_empty() {
+            names.set_reason(bytes.slice_ref(reason));
+        }
+    }
+    let mut headers = parse_fields(bytes, line_end, limits(options), original, |name, value| {
         match name.as_str().len() {
             14 if *name == header::CONTENT_LENGTH => {
                 if length.is_some() {

@@ -42,5 +42,9 @@ fn stream_error(error: &h2::Error) -> StreamError {
     if error.is_go_away() && error.is_library() {
         return StreamError::Protocol(crate::validate::details::H2_MESSAGING);
     }
+    // So did the guard, which the library takes for a transport that failed.
+    if error.is_io() && error.get_io().is_some_and(|io| io.to_string() == crate::validate::details::H2_MESSAGING) {
+        return StreamError::Protocol(crate::validate::details::H2_MESSAGING);
+    }
     StreamError::ConnectionClosed(error.to_string())
 }

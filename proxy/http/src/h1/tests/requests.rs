@@ -176,6 +176,20 @@ fn bodies_and_pipelines() {
     assert_eq!(requests(bytes.chunks(1), &ServerOptions::default()), expected);
 }
 
+/// Streams live for days; what bounds extensions must not bound them.
+#[test]
+fn a_body_may_have_any_number_of_chunks() {
+    let body = |chunk: &str, chunks: usize| {
+        let head = with("POST / HTTP/1.1", "Transfer-Encoding: chunked\r\n");
+        let bytes = [head, chunk.as_bytes().repeat(chunks), b"0\r\n\r\n".to_vec()].concat();
+        requests(bytes.chunks(64 * 1024), &ServerOptions::default()).pop()
+    };
+    assert_eq!(body("1\r\nx\r\n", 100_000), Some(Seen::End));
+    let signed = format!("40;chunk-signature={}\r\n{}\r\n", "f".repeat(64), "x".repeat(64));
+    assert_eq!(body(&signed, 10_000), Some(Seen::End));
+    assert_eq!(body("1;some-name=a-long-value-for-one-byte\r\nx\r\n", 10_000), Some(Seen::Error(400, "http1.codec_error")));
+}
+
 #[test]
 fn a_length_of_exabytes_is_only_a_number() {
     let bytes = with("POST / HTTP/1.1", "Content-Length: 18446744073709551615\r\n");

@@ -102,6 +102,26 @@ fn names_are_written_as_configured() {
 }
 
 #[test]
+fn a_reason_is_passed_on_if_wanted() {
+    let mut options = ClientOptions::default();
+    let answer = |options: &ClientOptions, line: &str| {
+        let mut buf = BytesMut::from(format!("{line}\r\ncontent-length: 0\r\n\r\n").as_bytes());
+        let head = ResponseParser::default().parse(&mut buf, options, Asked::default()).unwrap().unwrap().head;
+        let mut out = Vec::new();
+        let (version, after) = (HttpVersion::Http11, encode::After::KeepAlive);
+        encode::response(&mut out, &head, Asked::default(), version, Some(0), after, &H1Options::default());
+        String::from_utf8(out).unwrap().lines().next().unwrap().to_string()
+    };
+    assert_eq!(answer(&options, "HTTP/1.1 200 Fine  Thanks"), "HTTP/1.1 200 OK");
+    options.h1.header_key_format = HeaderKeyFormat::PreserveCase { proper_case_unknown: false };
+    assert_eq!(answer(&options, "HTTP/1.1 200 Fine  Thanks"), "HTTP/1.1 200 OK");
+    options.h1.forward_reason_phrase = true;
+    assert_eq!(answer(&options, "HTTP/1.1 200 Fine  Thanks"), "HTTP/1.1 200 Fine  Thanks");
+    assert_eq!(answer(&options, "HTTP/1.1 404 "), "HTTP/1.1 404 Not Found");
+    assert_eq!(answer(&options, "HTTP/1.1 299"), "HTTP/1.1 299 Unknown");
+}
+
+#[test]
 fn encoders_own_the_framing() {
     let mut head = RequestHead::new(Method::POST, "a", "/");
     for (name, value) in [
