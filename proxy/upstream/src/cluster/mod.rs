@@ -1,20 +1,23 @@
 //! The runtime form of one `envoy.config.cluster.v3.Cluster`: compiled on the control thread, immutable but for endpoints,
 //! health and counters, read by every worker through its `ClusterSlot`.
 
+mod stats;
 mod update;
+mod view;
+
+pub use stats::RetryGuard;
+pub(crate) use stats::scope;
 
 use crate::aggregate::AggregateState;
-use crate::breaker::{BreakerStats, CircuitBreakers, Kind, Thresholds};
+use crate::breaker::CircuitBreakers;
 use crate::compile;
-use crate::context::RoutingPriority;
 use crate::dns::{DnsSpec, DnsState};
 use crate::forward_proxy::{CacheEntry, ForwardSpec, hosts::ForwardHosts};
 use crate::host::{Host, LazyMetadata, millis};
-use crate::lb::subset::Subsets;
 use crate::original_dst::OriginalDstState;
 use crate::outlier::{self, Outcome, OutlierState, Rates};
 use crate::shared::Shared;
-use crate::spec::{Discovery, LocalityMode, ProtocolMode, Spec};
+use crate::spec::{Discovery, ProtocolMode, Spec};
 use crate::stats::ClusterStats;
 use crate::view::{Endpoints, View};
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -22,10 +25,10 @@ use nuncio_core::HttpVersion;
 use nuncio_core::diag::{At, Report};
 use nuncio_core::registry::{Registry, Runtime, Server};
 use nuncio_core::views::ClusterView;
-use nuncio_http::options::{ClientOptions, CodecStats};
+use nuncio_http::options::ClientOptions;
 use nuncio_proto::envoy::config::cluster::v3 as pb;
 use nuncio_proto::envoy::config::core::v3::{ConfigSource, Metadata};
-use nuncio_stats::{Scope, Store};
+use nuncio_stats::Scope;
 use nuncio_tls::SecretStore;
 use std::any::Any;
 use std::fmt;
@@ -82,12 +85,6 @@ pub struct Cluster {
     added_via_api: bool,
     server: Arc<Server>,
     shared: Arc<Shared>,
-}
-
-/// `cluster.<name>.`, with what separates names from stats replaced as in Envoy.
-pub(crate) fn scope(store: &Store, name: &str) -> Scope {
-    let name = name.replace("://", "_").replace(":/", "_").replace(':', "_");
-    store.root().scope(&format!("cluster.{name}."))
 }
 
 impl Cluster {
@@ -168,115 +165,9 @@ impl Cluster {
             self.shared.signal();
         }
     }
-    /// Its stats go as soon as nobody holds them; unless a cluster of the same name comes again.
-    pub(crate) fn forget_stats(&self) {
-        scope(&self.server.stats, &self.observability_name).remove();
-    }
-    /// Whether something changed since the view was built.
-    pub(crate) fn current_epoch(&self) -> u64 {
-        let local = if self.shared.has_local() && !self.spec.lb.is_local { self.shared.local_epoch() } else { 0 };
-        self.epoch.load(Ordering::Acquire).wrapping_add(local)
-    }
-    fn bump(&self) {
-        self.epoch.fetch_add(1, Ordering::AcqRel);
-        self.announce();
-    }
-    /// Shows the local cluster's hosts to the zone-aware balancers of the others.
-    pub(crate) fn announce(&self) {
-        if self.spec.lb.is_local {
-            self.shared.set_local_view(Some(self.view()));
-        }
-    }
-    /// Whether `view` is what load balancing should work on.
-    pub(crate) fn is_current(&self, view: &View) -> bool {
-        view.epoch == self.current_epoch()
-    }
-    /// What load balancing works on, built if it is not there.
-    pub(crate) fn view(&self) -> Arc<View> {
-        if let Some(view) = self.view.load_full().filter(|v| self.is_current(v)) {
-            return view;
-        }
-        let building = self.building.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(view) = self.view.load_full().filter(|v| self.is_current(v)) {
-            return view;
-        }
-        let epoch = self.current_epoch();
-        let local = match (&self.spec.lb.locality, self.spec.lb.is_local) {
-            (LocalityMode::ZoneAware(_), false) => self.shared.local_view(),
-            _ => None,
-        };
-        let stats = local.as_ref().map(|_| &self.stats().lb);
-        let before = self.view.load_full();
-        let view = View::build(epoch, self.endpoints.load_full(), &self.spec.lb, local.as_deref(), stats, before.as_deref());
-        let view = Arc::new(view);
-        if let Some(subsets) = &view.subsets {
-            self.count_subsets(subsets);
-        }
-        self.view.store(Some(view.clone()));
-        if let Some(stats) = self.stats.get() {
-            let heaviest = view.endpoints.hosts().map(|h| h.weight()).max().unwrap_or(0);
-            stats.lb.max_host_weight.set(i64::from(heaviest));
-        }
-        drop(building);
-        view
-    }
-    /// `lb_subsets_*`. Envoy has every subset once per worker and once on its main thread, and counts them so.
-    fn count_subsets(&self, subsets: &Subsets) {
-        if self.is_retired() {
-            return;
-        }
-        let stats = &self.stats().lb;
-        let times = self.server.concurrency + 1;
-        stats.lb_subsets_created.add((subsets.created * times) as u64);
-        stats.lb_subsets_removed.add((subsets.removed * times) as u64);
-        stats.lb_subsets_active.add((subsets.created * times) as i64 - (subsets.removed * times) as i64);
-        let gauge = self.endpoint_stats().gauge("lb_subsets_single_host_per_subset_duplicate");
-        gauge.set(i64::try_from(subsets.duplicates).unwrap_or(i64::MAX));
-    }
-    /// Builds the view now if this cluster is in use, so that no worker has to. Subsets show in stats before they are used.
-    fn prepare(&self) {
-        if self.view.load().is_some() || self.spec.lb.subsets.is_some() {
-            self.view().prepare(&self.spec.lb);
-        }
-    }
-    /// A host became unhealthy (or healthy again).
-    pub(crate) fn health_changed(&self, _host: &Host, healthy: bool) {
-        self.bump();
-        self.count_membership();
-        if !healthy {
-            self.shared.signal();
-        }
-    }
     /// An active health check passed for the first time, or again.
     pub(crate) fn passed_health_check(&self, host: &Host, now: Instant) {
         host.set_healthy_since(millis(now));
-    }
-    /// Stats under `cluster.<alt_stat_name or name>.`, made on first use.
-    pub fn stats(&self) -> &ClusterStats {
-        self.stats.get_or_init(|| {
-            let track = (self.breakers.default.track_remaining, self.breakers.high.track_remaining);
-            let stats = Box::new(ClusterStats::new(self.endpoint_stats(), track));
-            for kind in Kind::ALL {
-                self.breakers.default.show_remaining(kind, &stats.default_breakers);
-                self.breakers.high.show_remaining(kind, &stats.high_breakers);
-            }
-            stats
-        })
-    }
-    /// `cluster.<name>.`, for what the control thread counts of endpoints and subscriptions: by name and when it happens, because
-    /// handles of thousands of idle clusters would weigh more than the clusters.
-    pub fn endpoint_stats(&self) -> &Scope {
-        self.scope.get_or_init(|| scope(&self.server.stats, &self.observability_name))
-    }
-    /// The circuit breakers.
-    pub fn breakers(&self) -> &CircuitBreakers {
-        &self.breakers
-    }
-    /// A place for one retry, held until the retry ends; none if `max_retries` or the retry budget forbids (then
-    /// `upstream_rq_retry_overflow` is the caller's to count).
-    pub fn try_retry(self: &Arc<Self>, priority: RoutingPriority) -> Option<RetryGuard> {
-        let (thresholds, stats) = self.breaker(priority);
-        thresholds.try_acquire(Kind::Retry, stats).then(|| RetryGuard { cluster: self.clone(), priority })
     }
     /// Tells outlier detection how `host` did, and ejects it if it is due.
     pub fn report(&self, host: &Host, outcome: Outcome) {
@@ -380,17 +271,12 @@ impl Cluster {
     }
     /// Last DNS failures, each with its name; empty if all is well.
     pub fn dns_errors(&self) -> Vec<(String, String)> {
-        let (Some(state), Some(spec)) = (&self.dns, self.dns_spec()) else { return Vec::new() };
+        let (Some(state), Some(spec)) = (&self.dns, self.dns_spec()) else {
+            return Vec::new();
+        };
         let state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let named = spec.targets.iter().zip(&state.errors).filter_map(|(t, e)| Some((t.name.to_string(), e.clone()?)));
         named.collect()
-    }
-    pub(crate) fn breaker(&self, priority: RoutingPriority) -> (&Thresholds, &BreakerStats) {
-        let stats = self.stats();
-        match priority {
-            RoutingPriority::Default => (&self.breakers.default, &stats.default_breakers),
-            RoutingPriority::High => (&self.breakers.high, &stats.high_breakers),
-        }
     }
     pub(crate) fn dns_spec(&self) -> Option<&DnsSpec> {
         match &self.spec.discovery {
@@ -426,26 +312,6 @@ impl Cluster {
     pub(crate) fn original_dst(&self) -> Option<&OriginalDstState> {
         self.original_dst.as_deref()
     }
-    /// Takes what it reads from runtime anew: limits of circuit breakers, or what balancing looks at.
-    pub(crate) fn read_runtime(&self, breakers: bool) {
-        let runtime = self.runtime();
-        if breakers {
-            let stats = self.stats.get();
-            for (thresholds, key, stats) in [
-                (&self.breakers.default, "default", stats.map(|s| &s.default_breakers)),
-                (&self.breakers.high, "high", stats.map(|s| &s.high_breakers)),
-            ] {
-                thresholds.read_runtime(runtime, &format!("circuit_breakers.{}.{key}", self.name), stats);
-            }
-            return;
-        }
-        let lb = &self.spec.lb;
-        lb.live.read(lb.panic_threshold, &lb.locality, runtime);
-        if let Some(aggregate) = &self.aggregate {
-            aggregate.set_panic_threshold(lb.live.panic_threshold());
-        }
-        self.bump();
-    }
     /// The process's runtime; its lookups lock, so it is for the control thread.
     pub(crate) fn runtime(&self) -> &Runtime {
         &self.server.runtime
@@ -453,11 +319,6 @@ impl Cluster {
     /// Hosts as the last update has them.
     pub(crate) fn endpoints(&self) -> Arc<Endpoints> {
         self.endpoints.load_full()
-    }
-    /// Weights of hosts changed, and nothing else.
-    pub(crate) fn weights_changed(&self) {
-        self.bump();
-        self.prepare();
     }
     /// Members, if this is an aggregate cluster.
     pub(crate) fn aggregate(&self) -> Option<&AggregateState> {
@@ -476,39 +337,6 @@ impl Cluster {
         if let Some(log) = &self.shared.event_log {
             log.write(&line());
         }
-    }
-    /// Codec options with this cluster's counters.
-    // The codecs may count more one day.
-    #[allow(clippy::needless_update)]
-    pub(crate) fn codec(&self) -> &Arc<ClientOptions> {
-        self.codec.get_or_init(|| {
-            let http = &self.spec.http;
-            let h2 = http.mode == ProtocolMode::H2;
-            let scope = self.stats().scope().scope(if h2 { "http2." } else { "http1." });
-            let mut h2_options = http.h2.clone();
-            h2_options.max_send_buffer = h2_options.max_send_buffer.min(self.spec.buffer_limit.max(16_384) as usize);
-            Arc::new(ClientOptions {
-                h1: http.h1.clone(),
-                h2: h2_options,
-                max_headers_kb: http.max_headers_kb,
-                max_headers_count: http.max_headers_count,
-                stats: CodecStats {
-                    dropped_headers_with_underscores: scope.counter("dropped_headers_with_underscores"),
-                    requests_rejected_with_underscores_in_headers: scope.counter("requests_rejected_with_underscores_in_headers"),
-                    header_overflow: scope.counter("header_overflow"),
-                    keepalive_timeout: scope.counter("keepalive_timeout"),
-                    rx_reset: scope.counter("rx_reset"),
-                    tx_reset: scope.counter("tx_reset"),
-                    rx_messaging_error: scope.counter("rx_messaging_error"),
-                    trailers: scope.counter("trailers"),
-                    goaway_sent: scope.counter("goaway_sent"),
-                    inbound_empty_frames_flood: scope.counter("inbound_empty_frames_flood"),
-                    inbound_priority_frames_flood: scope.counter("inbound_priority_frames_flood"),
-                    inbound_window_update_frames_flood: scope.counter("inbound_window_update_frames_flood"),
-                    ..CodecStats::default()
-                },
-            })
-        })
     }
     /// Whether the first endpoints are there; without `wait_for_warm_on_init` it says so at once.
     pub fn is_initialized(&self) -> bool {
@@ -585,19 +413,5 @@ impl ClusterView for Cluster {
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cluster").field("name", &self.name).field("type", &self.kind()).finish_non_exhaustive()
-    }
-}
-
-/// A retry that runs; counted against `max_retries` until dropped.
-#[derive(Debug)]
-pub struct RetryGuard {
-    cluster: Arc<Cluster>,
-    priority: RoutingPriority,
-}
-
-impl Drop for RetryGuard {
-    fn drop(&mut self) {
-        let (thresholds, stats) = self.cluster.breaker(self.priority);
-        thresholds.release(Kind::Retry, stats);
     }
 }
