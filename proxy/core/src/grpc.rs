@@ -1,4 +1,21 @@
-//! Status codes of gRPC and what they are in HTTP. Used on workers by the connection manager and by calls of the proxy's own.
+//! Status codes of gRPC and what they are in HTTP, and its timeouts. Used on workers by the connection manager and by calls of the proxy's own.
+
+use std::time::Duration;
+
+/// The most that fits into the eight digits of `grpc-timeout`.
+const MOST: u64 = 99_999_999;
+
+/// A value of `grpc-timeout` in the finest unit, from milliseconds on, that holds it (Envoy's `toGrpcTimeout`).
+pub fn grpc_timeout_value(timeout: Duration) -> String {
+    let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+    let (seconds, minutes, hours) = (millis / 1000, millis / 60_000, millis / 3_600_000);
+    match () {
+        () if millis <= MOST => format!("{millis}m"),
+        () if seconds <= MOST => format!("{seconds}S"),
+        () if minutes <= MOST => format!("{minutes}M"),
+        () => format!("{}H", hours.min(MOST)),
+    }
+}
 
 /// Envoy's mapping of HTTP to gRPC status (gRPC's `http-grpc-status-mapping`).
 pub fn grpc_from_http(status: u16) -> u32 {
@@ -27,5 +44,25 @@ pub fn http_from_grpc(status: u32) -> u16 {
         14 => 503,
         16 => 401,
         _ => 500,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_take_the_finest_unit_that_fits() {
+        for (millis, said) in [
+            (0, "0m"),
+            (250, "250m"),
+            (99_999_999, "99999999m"),
+            (100_000_000, "100000S"),
+            (99_999_999_999, "99999999S"),
+            (100_000_000_000, "1666666M"),
+            (u64::MAX, "99999999H"),
+        ] {
+            assert_eq!(grpc_timeout_value(Duration::from_millis(millis)), said);
+        }
     }
 }
