@@ -73,7 +73,7 @@ class Upstream:
                 peer = self.tls.wrap_socket(peer, server_side=True)
                 self.open.append(peer)
             if self.kind in ("h2", "h2tls"):
-                wire2.serve(peer, self.name, self.script)
+                wire2.serve(peer, self.name, self)
             elif self.kind == "echo":
                 while data := peer.recv(65536):
                     peer.sendall(data)
@@ -83,6 +83,10 @@ class Upstream:
             pass
         finally:
             peer.close()
+
+    def next(self, record):
+        """The answer to a request, by the script of the moment: a connection may live longer than a script."""
+        return self.script.next(record)
 
     def http1(self, peer):
         data = b""
@@ -95,7 +99,7 @@ class Upstream:
             line, headers = parse_head(data[:stop])
             data = data[stop + 4:]
             record = {"upstream": self.name, "line": line, "headers": headers, "body": b"", "trailers": [], "open": True}
-            answer = self.script.next(record)
+            answer = self.next(record)
             if answer is None:
                 answer = default(self.name, line)
             actions = answer if isinstance(answer, list) else [answer]
