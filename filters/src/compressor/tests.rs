@@ -1,3 +1,5 @@
+//! Tests of the filter: what is compressed and what is left alone, quality values, routes.
+
 use super::*;
 use http::{Method, StatusCode};
 use nuncio_core::test_kit::{self as kit, FakeRoute};

@@ -1,3 +1,5 @@
+//! Tests of the queue, and of the filter before it.
+
 use super::queue::{Limits, Place, Queue, Stats, Waiting};
 use super::*;
 use futures_util::FutureExt;

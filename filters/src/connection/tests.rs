@@ -1,3 +1,5 @@
+//! Tests of the network filters that bound connections.
+
 use super::*;
 use bytes::BytesMut;
 use nuncio_core::ConnectionInfo;

@@ -1,3 +1,5 @@
+//! Tests of the filter: bodies in any pieces, bombs, both directions.
+
 use super::*;
 use bytes::Bytes;
 use flate2::Compression;

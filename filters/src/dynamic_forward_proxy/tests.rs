@@ -1,3 +1,5 @@
+//! Tests of what the filter does before a name is resolved.
+
 use super::*;
 use http::{HeaderName, HeaderValue, Method};
 use nuncio_core::RequestHead;

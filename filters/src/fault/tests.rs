@@ -1,3 +1,5 @@
+//! Tests of the filter: whom faults meet, delays, aborts, throttled bodies.
+
 use super::*;
 use http::{HeaderValue, Method, StatusCode};
 use nuncio_core::test_kit::{self as kit, FakeRoute};

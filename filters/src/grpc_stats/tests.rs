@@ -1,3 +1,5 @@
+//! Tests of the filter: messages, results, names of methods.
+
 use super::*;
 use http::{HeaderValue, Method, StatusCode, header::CONTENT_TYPE};
 use nuncio_core::registry::Server;

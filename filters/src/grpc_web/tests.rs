@@ -1,3 +1,5 @@
+//! Tests of the filter: both encodings there and back, broken input.
+
 use super::*;
 use http::{Method, StatusCode};
 use nuncio_core::registry::Server;

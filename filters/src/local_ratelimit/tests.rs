@@ -1,3 +1,5 @@
+//! Tests of the filter: buckets, descriptors, headers, enforcement.
+
 use super::*;
 use http::{Method, StatusCode};
 use nuncio_core::test_kit::{self as kit, FakeRoute};

@@ -1,3 +1,5 @@
+//! Tests of policies and matchers, for requests and connections.
+
 use super::engine::Engine;
 use super::rule::{Layer, Subject};
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of the filter: cookies and headers that name a host.
+
 use super::state::CookieValue;
 use super::*;
 use base64::Engine;

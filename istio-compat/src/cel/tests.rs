@@ -1,3 +1,5 @@
+//! Tests of the language: what expressions give, and what is refused.
+
 use super::*;
 use crate::peer::{Peer, PeerState, UPSTREAM_PEER};
 use http::{HeaderName, HeaderValue, Method, StatusCode};

@@ -1,3 +1,5 @@
+//! Tests of the exchange of peer metadata in headers.
+
 use super::*;
 use http::Method;
 use nuncio_core::test_kit::{self as kit, FakeCluster, fields, object, text};

@@ -1,3 +1,5 @@
+//! Tests of Istio's standard metrics: labels, counts, reporting intervals.
+
 use super::*;
 use crate::peer::{NO_PEER, Peer, PeerState, UPSTREAM_PEER};
 use ::http::{HeaderValue, Method, StatusCode, header::CONTENT_TYPE};

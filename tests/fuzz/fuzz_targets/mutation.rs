@@ -1,3 +1,4 @@
+//! libFuzzer's entry to the target `mutation` of `nuncio_fuzz_targets`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| nuncio_fuzz_targets::run("mutation", data));
