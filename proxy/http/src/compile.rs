@@ -99,6 +99,12 @@ pub fn h2(proto: &Http2ProtocolOptions, at: &At<'_>, report: &mut Report) -> H2O
             default
         }
     };
+    for (value, name) in
+        [(proto.max_outbound_frames, "max_outbound_frames"), (proto.max_outbound_control_frames, "max_outbound_control_frames")]
+    {
+        // Nothing to hold to it: no frame is queued for a peer that does not read, and no more frames are taken from it.
+        let _ = bounded(name, value, 1..=u32::MAX, 1);
+    }
     let options = H2Options {
         hpack_table_size: proto.hpack_table_size.unwrap_or(defaults.hpack_table_size),
         max_concurrent_streams: bounded(
@@ -132,7 +138,11 @@ pub fn h2(proto: &Http2ProtocolOptions, at: &At<'_>, report: &mut Report) -> H2O
                 1..=u32::MAX,
                 defaults.flood.max_window_updates_per_data_frame,
             ),
+            reset_burst: proto.stream_reset_burst.map_or(defaults.flood.reset_burst, u64::from),
+            reset_rate: proto.stream_reset_rate.map_or(defaults.flood.reset_rate, u64::from),
         },
+        max_field_size: bounded("max_header_field_size_kb", proto.max_header_field_size_kb, 64..=256, 64) * 1024,
+        disallow_obs_text: proto.disallow_obs_text.unwrap_or(false),
         allow_connect: proto.allow_connect,
         ..defaults
     };
@@ -144,28 +154,8 @@ pub fn h2(proto: &Http2ProtocolOptions, at: &At<'_>, report: &mut Report) -> H2O
     if !proto.custom_settings_parameters.is_empty() {
         report.unsupported(&at.field("custom_settings_parameters"), "setting parameters by number");
     }
-    for (set, name) in [
-        (proto.max_outbound_frames.is_some(), "max_outbound_frames"),
-        (proto.max_outbound_control_frames.is_some(), "max_outbound_control_frames"),
-        (proto.stream_reset_burst.is_some(), "stream_reset_burst"),
-        (proto.stream_reset_rate.is_some(), "stream_reset_rate"),
-    ] {
-        if set {
-            report.warning(
-                &at.field(name),
-                "set",
-                "nothing is queued for a peer that does not read, and resets are limited by the h2 library",
-            );
-        }
-    }
     if proto.enable_huffman_encoding == Some(false) {
         report.warning(&at.field("enable_huffman_encoding"), "false", "header values are Huffman-coded where that is shorter");
-    }
-    if proto.max_header_field_size_kb.is_some() {
-        report.warning(&at.field("max_header_field_size_kb"), "set", "max_request_headers_kb bounds single fields too");
-    }
-    if proto.disallow_obs_text == Some(true) {
-        report.unsupported(&at.field("disallow_obs_text"), "true");
     }
     H2Options { keepalive, ..options }
 }

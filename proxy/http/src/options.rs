@@ -96,11 +96,21 @@ pub struct FloodLimits {
     pub max_priority_frames_per_stream: u32,
     /// `max_inbound_window_update_frames_per_data_frame_sent`: twice that many, and two for each stream, and five. Default 10.
     pub max_window_updates_per_data_frame: u32,
+    /// Server: `stream_reset_burst`, RST_STREAM frames at once. Default 1000.
+    pub reset_burst: u64,
+    /// Server: `stream_reset_rate`, how many more each second. Default 33.
+    pub reset_rate: u64,
 }
 
 impl Default for FloodLimits {
     fn default() -> Self {
-        Self { max_consecutive_empty_frames: 1, max_priority_frames_per_stream: 100, max_window_updates_per_data_frame: 10 }
+        Self {
+            max_consecutive_empty_frames: 1,
+            max_priority_frames_per_stream: 100,
+            max_window_updates_per_data_frame: 10,
+            reset_burst: 1000,
+            reset_rate: 33,
+        }
     }
 }
 
@@ -121,6 +131,10 @@ pub struct H2Options {
     pub allow_connect: bool,
     pub keepalive: Option<KeepAlive>,
     pub flood: FloodLimits,
+    /// `max_header_field_size_kb`, in bytes: the most that a name or a value may have on the wire; more ends the connection. Default 64 KiB.
+    pub max_field_size: u32,
+    /// Values with bytes above 0x7f are malformed. Default false.
+    pub disallow_obs_text: bool,
     /// The most streams that the peer may have reset before they were looked at; more ends the connection with ENHANCE_YOUR_CALM.
     pub max_pending_reset_streams: usize,
     /// Largest DATA frame that we accept, in bytes. Default 16384.
@@ -140,6 +154,8 @@ impl Default for H2Options {
             allow_connect: false,
             keepalive: None,
             flood: FloodLimits::default(),
+            max_field_size: 64 * 1024,
+            disallow_obs_text: false,
             max_pending_reset_streams: 100,
             max_frame_size: 16_384,
             max_send_buffer: 1 << 20,

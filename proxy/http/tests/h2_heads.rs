@@ -34,6 +34,10 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// Sends these frames in pieces of `size` and closes: how the connection ended, and what each request was (path, or how its body failed).
 async fn run(frames: &[Vec<u8>], size: usize) -> (ConnectionEnd, Vec<String>) {
+    run_with(frames, size, ServerOptions::default()).await
+}
+
+async fn run_with(frames: &[Vec<u8>], size: usize, options: ServerOptions) -> (ConnectionEnd, Vec<String>) {
     let (mut client, server) = duplex(1 << 20);
     let seen: Rc<RefCell<Vec<String>>> = Rc::default();
     let log = seen.clone();
@@ -50,7 +54,7 @@ async fn run(frames: &[Vec<u8>], size: usize) -> (ConnectionEnd, Vec<String>) {
             ok(Body::Empty)
         }
     });
-    let task = tokio::task::spawn_local(serve_h2(server, BytesMut::new(), service, Arc::default(), Rc::new(ConnControl::new())));
+    let task = tokio::task::spawn_local(serve_h2(server, BytesMut::new(), service, Arc::new(options), Rc::new(ConnControl::new())));
     let wire = [auto::PREFACE, &frame(SETTINGS, 0, 0, &[]), &frames.concat()].concat();
     for part in wire.chunks(size) {
         if client.write_all(part).await.is_err() {
@@ -147,6 +151,69 @@ async fn what_is_malformed_is_so_in_several_frames_too() {
         // A block that the library would skip, and know another table than the peer after it.
         let (end, seen) = run(&[frame(HEADERS, 0x25, 1, &[b"\0\0\0\x01\x05", GET].concat()), frame(HEADERS, 5, 3, GET)], 1 << 20).await;
         assert_eq!((end, seen), (ConnectionEnd::Protocol(MESSAGING), vec![]));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn limits_of_fields_hold() {
+    local(async {
+        let field = |value: &[u8]| {
+            let mut block = [GET, b"\x00\x01x"].concat();
+            let n = value.len();
+            match n.checked_sub(127) {
+                None => block.push(u8::try_from(n).unwrap()),
+                Some(left) => {
+                    let bits = |shift: usize| u8::try_from(left >> shift & 0x7f).unwrap();
+                    block.extend([127, bits(0) | 0x80, bits(7) | 0x80, bits(14)]);
+                }
+            }
+            block.extend(value);
+            let mut frames: Vec<_> = block.chunks(16_000).map(|part| frame(CONTINUATION, 0, 1, part)).collect();
+            frames[0][3..5].copy_from_slice(&[HEADERS, 1]);
+            let last = frames.len() - 1;
+            frames[last][4] |= 4;
+            frames
+        };
+        let large = || ServerOptions { max_headers_kb: 300, ..ServerOptions::default() };
+        let (end, seen) = run_with(&field(&[b'y'; 65_536]), 1 << 20, large()).await;
+        assert_eq!((end, seen), (ConnectionEnd::Remote, vec!["/ x 0".to_string()]));
+        assert_eq!(run_with(&field(&[b'y'; 65_537]), 1 << 20, large()).await, (ConnectionEnd::Protocol(MESSAGING), vec![]));
+        let mut options = large();
+        options.h2.max_field_size = 128 * 1024;
+        assert_eq!(run_with(&field(&[b'y'; 65_537]), 1 << 20, options).await.1, ["/ x 0"]);
+        // Bytes that are not ASCII, in heads and in trailers.
+        let trailers = || [frame(HEADERS, 4, 1, POST), frame(HEADERS, 5, 1, b"\x00\x01x\x01\xe9")];
+        assert_eq!(run(&field(b"\xe9"), 1 << 20).await.1, ["/ x 0"]);
+        assert_eq!(run(&trailers(), 1 << 20).await.1, ["/ 0"]);
+        let strict = || {
+            let mut options = ServerOptions::default();
+            options.h2.disallow_obs_text = true;
+            options
+        };
+        assert!(run_with(&field(b"\xe9"), 1 << 20, strict()).await.1.is_empty());
+        assert_eq!(run_with(&trailers(), 1 << 20, strict()).await.1, ["/ broken"]);
+        assert_eq!(run_with(&field(b"e"), 1 << 20, strict()).await.1, ["/ x 0"]);
+        // As many trailers as there may be header fields.
+        for (n, seen) in [(100, "/ 0"), (101, "/ broken")] {
+            let frames = [frame(HEADERS, 4, 1, POST), frame(HEADERS, 5, 1, &b"\x00\x01x\x01y".repeat(n))];
+            assert_eq!(run(&frames, 1 << 20).await.1, [seen], "{n}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn resets_fill_a_bucket() {
+    local(async {
+        let reset = |n: u32| [frame(HEADERS, 4, n * 2 + 1, POST), frame(3, 0, n * 2 + 1, &8u32.to_be_bytes())].concat();
+        let mut options = ServerOptions::default();
+        (options.h2.flood.reset_burst, options.h2.flood.reset_rate) = (5, 1);
+        for (n, ends) in [(5, false), (6, true)] {
+            let frames: Vec<_> = (0..n).map(reset).collect();
+            let (end, _) = run_with(&frames, 1 << 20, options.clone()).await;
+            assert_eq!(matches!(end, ConnectionEnd::Protocol(_)), ends, "{n} {end:?}");
+        }
     })
     .await;
 }

@@ -84,7 +84,7 @@ pub struct Client {
 impl Client {
     /// Sends the preface and spawns the connection's task on the current `LocalSet`.
     pub async fn connect<IO: AsyncRead + AsyncWrite + Unpin + 'static>(io: IO, options: Arc<ClientOptions>) -> Result<Self, StreamError> {
-        let io = Io::new(io, BytesMut::new(), Guard::new(false, options.h2.flood, options.max_headers_kb.saturating_mul(1024)));
+        let io = Io::new(io, BytesMut::new(), Guard::new(false, &options.h2, options.max_headers_kb.saturating_mul(1024)));
         let heard = io.heard();
         let h2 = &options.h2;
         let (send, mut connection) = Builder::new()
@@ -382,6 +382,12 @@ impl Stream {
             self.send.send_reset(Reason::PROTOCOL_ERROR);
             return Poll::Ready(Err(StreamError::TooLarge(validate::details::H2_TOO_MANY_HEADERS)));
         }
+        if convert::has_banned_text(response.headers(), &self.shared.options.h2) {
+            self.sent = true;
+            self.end();
+            self.send.send_reset(Reason::PROTOCOL_ERROR);
+            return Poll::Ready(Err(StreamError::Protocol(validate::details::H2_MESSAGING)));
+        }
         let (parts, recv) = response.into_parts();
         self.remaining = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| validate::content_length(v.as_bytes()));
         if recv.is_end_stream() {
@@ -392,7 +398,7 @@ impl Stream {
     }
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
         let Some(recv) = self.recv.as_mut().filter(|_| !self.ended) else { return Poll::Ready(None) };
-        let frame = ready!(poll_recv(recv, &mut self.data_done, cx));
+        let frame = ready!(poll_recv(recv, &mut self.data_done, (&self.shared.options.h2, self.shared.options.max_headers_count), cx));
         let last = match &frame {
             Some(Ok(Frame::Data(data))) => {
                 let n = data.len() as u64;

@@ -1,6 +1,6 @@
 //! Heads between the `http` crate's types, which `h2` speaks, and ours. Pure functions.
 
-use crate::options::{CodecStats, HeadersWithUnderscores, ServerOptions};
+use crate::options::{CodecStats, H2Options, HeadersWithUnderscores, ServerOptions};
 use crate::service::Malformed;
 use crate::validate::{self, details};
 use bytes::{Bytes, BytesMut};
@@ -67,6 +67,9 @@ pub fn request_in(parts: request::Parts, fragment: bool, options: &ServerOptions
     let fields_seen = parts.headers.len();
     // `h2` holds the body to the first one only.
     if parts.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Err(Refused::Reset(h2::Reason::PROTOCOL_ERROR, details::H2_MESSAGING));
+    }
+    if has_banned_text(&parts.headers, &options.h2) {
         return Err(Refused::Reset(h2::Reason::PROTOCOL_ERROR, details::H2_MESSAGING));
     }
     let mut headers = fields(parts.headers);
@@ -156,9 +159,20 @@ fn underscores(headers: &mut Headers, action: HeadersWithUnderscores, stats: &Co
     Ok(())
 }
 
-/// Trailers that came in.
-pub fn trailers_in(map: HeaderMap) -> Box<Headers> {
-    Box::new(fields(map))
+/// Trailers that came in. Their fields count by themselves.
+pub fn trailers_in(map: HeaderMap, h2: &H2Options, max_count: u32) -> Result<Box<Headers>, StreamError> {
+    if map.len() > max_count as usize {
+        return Err(StreamError::TooLarge(details::H2_TOO_MANY_HEADERS));
+    }
+    if has_banned_text(&map, h2) {
+        return Err(StreamError::Protocol(details::H2_MESSAGING));
+    }
+    Ok(Box::new(fields(map)))
+}
+
+/// Whether a value has bytes above 0x7f and may not (`disallow_obs_text`).
+pub fn has_banned_text(map: &HeaderMap, h2: &H2Options) -> bool {
+    h2.disallow_obs_text && map.values().any(|value| !value.as_bytes().is_ascii())
 }
 
 /// Size of a header list as SETTINGS_MAX_HEADER_LIST_SIZE counts it.

@@ -4,9 +4,11 @@
 
 use crate::h2::heads::{Broken, Heads, Start};
 use crate::h2::lend::Room;
-use crate::options::{CodecStats, FloodLimits};
+use crate::options::{CodecStats, FloodLimits, H2Options};
 use crate::validate::details;
 use std::collections::VecDeque;
+use std::time::Duration;
+use tokio::time::Instant;
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -108,6 +110,7 @@ pub enum Offence {
     EmptyFrames,
     Priority,
     WindowUpdates,
+    Resets,
 }
 
 impl From<Broken> for Offence {
@@ -124,6 +127,7 @@ impl Offence {
             Self::EmptyFrames => "overload_error:Too_many_consecutive_frames_with_an_empty_payload",
             Self::Priority => "overload_error:Too_many_PRIORITY_frames",
             Self::WindowUpdates => "overload_error:Too_many_WINDOW_UPDATE_frames",
+            Self::Resets => "overload_error:Too_many_RST_STREAM_frames",
         }
     }
     /// Counts it.
@@ -133,6 +137,34 @@ impl Offence {
             Self::EmptyFrames => stats.inbound_empty_frames_flood.inc(),
             Self::Priority => stats.inbound_priority_frames_flood.inc(),
             Self::WindowUpdates => stats.inbound_window_update_frames_flood.inc(),
+            // Envoy has no counter for it.
+            Self::Resets => {}
+        }
+    }
+}
+
+/// RST_STREAM frames that may still come; fills with whole seconds, as nghttp2's.
+#[derive(Debug)]
+struct Bucket {
+    tokens: u64,
+    filled: Option<Instant>,
+}
+
+impl Bucket {
+    fn take(&mut self, limits: &FloodLimits) -> bool {
+        let now = Instant::now();
+        let filled = self.filled.get_or_insert(now);
+        let seconds = now.duration_since(*filled).as_secs();
+        if seconds > 0 {
+            self.tokens = seconds.saturating_mul(limits.reset_rate).saturating_add(self.tokens).min(limits.reset_burst);
+            *filled += Duration::from_secs(seconds);
+        }
+        match self.tokens.checked_sub(1) {
+            Some(left) => {
+                self.tokens = left;
+                true
+            }
+            None => false,
         }
     }
 }
@@ -141,6 +173,7 @@ impl Offence {
 #[derive(Debug)]
 pub struct Guard {
     limits: FloodLimits,
+    resets: Bucket,
     /// We are the server: the peer opens streams.
     server: bool,
     inbound: Scanner,
@@ -167,14 +200,16 @@ pub struct Guard {
 
 impl Guard {
     /// `max_list`: the limit of a header list in bytes.
-    pub fn new(server: bool, limits: FloodLimits, max_list: u32) -> Self {
+    pub fn new(server: bool, options: &H2Options, max_list: u32) -> Self {
+        let limits = options.flood;
         Self {
             limits,
+            resets: Bucket { tokens: limits.reset_burst, filled: None },
             server,
             inbound: Scanner::default(),
             outbound: Scanner::default(),
             preface: crate::auto::PREFACE.len(),
-            heads: Heads::new(server, max_list as usize),
+            heads: Heads::new(server, max_list as usize, options.max_field_size as usize),
             in_head: false,
             opened: 0,
             last_opened: 0,
@@ -212,6 +247,9 @@ impl Guard {
                 self.in_head = false;
             }
             let Some(frame) = self.inbound.next(&mut bytes) else { return Ok(()) };
+            if frame.kind == RST_STREAM && self.server && !self.resets.take(&self.limits) {
+                return Err(Offence::Resets);
+            }
             let before = self.last_opened;
             self.count(&frame);
             if let Some(flood) = self.over() {
@@ -366,7 +404,7 @@ mod tests {
     }
 
     fn guard() -> Guard {
-        let mut guard = Guard::new(true, FloodLimits::default(), 60 * 1024);
+        let mut guard = Guard::new(true, &H2Options::default(), 60 * 1024);
         guard.received(crate::auto::PREFACE).unwrap();
         guard
     }

@@ -60,11 +60,11 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// `max_list`: the limit of a header list in bytes that the library has.
-    pub fn new(server: bool, max_list: usize) -> Self {
+    /// `max_list`: the limit of a header list in bytes that the library has. `max_text`: that of a name or value on the wire.
+    pub fn new(server: bool, max_list: usize, max_text: usize) -> Self {
         Self {
             server,
-            watch: Watch::default(),
+            watch: Watch::new(max_text),
             lost: false,
             open: None,
             before: 0,
@@ -192,7 +192,7 @@ impl Heads {
             return Ok(());
         };
         let misplaced = (self.trailers && summary.pseudo) || (!self.server && summary.request);
-        if misplaced || (self.frames > 1 && summary.malformed) {
+        if misplaced || summary.too_long || (self.frames > 1 && summary.malformed) {
             return Err(Broken);
         }
         if summary.fragment {

@@ -27,6 +27,8 @@ struct Entry {
     kind: Kind,
     /// Of its value: a `:path` with a `#`, a `:status` of 1xx, a `te` that is not `trailers`.
     odd: bool,
+    /// Its name or value is longer on the wire than a peer may send.
+    too_long: bool,
     name: u32,
     value: u32,
 }
@@ -52,6 +54,8 @@ pub struct Summary {
     /// A pseudo-header that comes twice or after other fields, or a field that HTTP/2 forbids. The library sees that too, but forgets
     /// it when the frame that has it ends within the next field.
     pub malformed: bool,
+    /// A name or a value that is longer than allowed.
+    pub too_long: bool,
 }
 
 /// The block does not decode: the library ends the connection for it.
@@ -121,22 +125,22 @@ pub struct Watch {
     size: usize,
     /// As the peer set it; the library checks it against our SETTINGS.
     max_size: usize,
-}
-
-impl Default for Watch {
-    fn default() -> Self {
-        Self { entries: VecDeque::new(), size: 0, max_size: 4096 }
-    }
+    max_text: usize,
 }
 
 impl Watch {
+    /// `max_text`: the most bytes that a name or a value may have in the block.
+    pub fn new(max_text: usize) -> Self {
+        Self { entries: VecDeque::new(), size: 0, max_size: 4096, max_text }
+    }
+
     /// Reads one whole header block.
     pub fn block(&mut self, mut block: &[u8]) -> Result<Summary, Undecodable> {
         let mut summary = Summary::default();
         let mut seen = 0_u16;
         let mut fields = false;
         while let Some(first) = block.first().copied() {
-            let Entry { kind, odd, .. } = match first {
+            let Entry { kind, odd, too_long, .. } = match first {
                 0x80.. => self.at(integer(&mut block, 7)?)?,
                 0x40.. => {
                     let entry = self.literal(&mut block, 6)?;
@@ -150,6 +154,7 @@ impl Watch {
                 }
                 _ => self.literal(&mut block, 4)?,
             };
+            summary.too_long |= too_long;
             match kind {
                 Kind::Field => fields = true,
                 Kind::Banned => summary.malformed = true,
@@ -177,7 +182,7 @@ impl Watch {
             // The values of the static table are of no interest here, and never enter the dynamic one.
             Some(name) => {
                 let kind = if at < PSEUDO || at == TRANSFER_ENCODING { plain(name.as_bytes()) } else { Kind::Field };
-                Ok(Entry { kind, odd: false, name: u32::try_from(name.len()).unwrap_or(0), value: 0 })
+                Ok(Entry { kind, odd: false, too_long: false, name: u32::try_from(name.len()).unwrap_or(0), value: 0 })
             }
             None => self.entries.get(at - STATIC.len()).copied().ok_or(Undecodable),
         }
@@ -185,8 +190,10 @@ impl Watch {
 
     fn literal(&self, block: &mut &[u8], prefix: u8) -> Result<Entry, Undecodable> {
         let index = integer(block, prefix)?;
+        let mut too_long = false;
         let (name, kind) = if index == 0 {
             let name = Text::read(block)?;
+            too_long |= name.bytes.len() > self.max_text;
             let kind = if name.huffman { coded(name.bytes) } else { plain(name.bytes) };
             (name.len(), kind)
         } else {
@@ -194,6 +201,7 @@ impl Watch {
             (entry.name, entry.kind)
         };
         let value = Text::read(block)?;
+        too_long |= value.bytes.len() > self.max_text;
         let odd = match kind {
             Kind::Path => value.has_hash(),
             Kind::Status => value.begins_with_1(),
@@ -201,7 +209,7 @@ impl Watch {
             _ => false,
         };
         // The length counts only for what enters the table.
-        Ok(Entry { kind, odd, name, value: if prefix == 6 { value.len() } else { 0 } })
+        Ok(Entry { kind, odd, too_long, name, value: if prefix == 6 { value.len() } else { 0 } })
     }
 
     fn insert(&mut self, entry: Entry) {
@@ -349,7 +357,7 @@ mod tests {
     use super::*;
 
     fn watch(blocks: &[&[u8]]) -> Result<Summary, Undecodable> {
-        let mut watch = Watch::default();
+        let mut watch = Watch::new(65536);
         let mut last = Ok(Summary::default());
         for block in blocks {
             last = watch.block(block);
@@ -453,7 +461,7 @@ mod tests {
 
     #[test]
     fn the_table_loses_what_does_not_fit() {
-        let mut watch = Watch::default();
+        let mut watch = Watch::new(65536);
         watch.block(b"\x44\x02/#").unwrap();
         // 39 bytes for the path; another field of 4000 leaves room for 96.
         let mut big = b"\x40\x01a\x7f".to_vec();
@@ -472,6 +480,19 @@ mod tests {
         assert_eq!(watch.block(b"\xbe"), Err(Undecodable));
         watch.block(b"\x40\x01c\x01d").unwrap();
         assert!(watch.entries.is_empty(), "nothing fits a table of no size");
+    }
+
+    #[test]
+    fn long_texts_show() {
+        let block = |name: usize, value: usize| {
+            let mut block = vec![0];
+            for len in [name, value] {
+                block.push(u8::try_from(len).unwrap());
+                block.extend(vec![b'x'; len]);
+            }
+            Watch::new(100).block(&block).unwrap().too_long
+        };
+        assert_eq!([block(100, 100), block(101, 1), block(1, 101)], [false, true, true]);
     }
 
     #[test]

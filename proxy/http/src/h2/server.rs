@@ -37,7 +37,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + 'static,
     S: Service,
 {
-    let io = Io::new(io, leftover, Guard::new(true, options.h2.flood, options.max_headers_kb.saturating_mul(1024)));
+    let io = Io::new(io, leftover, Guard::new(true, &options.h2, options.max_headers_kb.saturating_mul(1024)));
     let heard = io.heard();
     let mut connection = match handshake(io, &options, &control).await {
         Ok(connection) => connection,

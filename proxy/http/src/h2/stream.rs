@@ -4,7 +4,7 @@ use crate::ConnControl;
 use crate::h2::convert::{self, Incoming, Refused};
 use crate::h2::lend::Hunger;
 use crate::h2::{FRAME_HEADER, stream_error};
-use crate::options::ServerOptions;
+use crate::options::{H2Options, ServerOptions};
 use crate::service::{Informational, Request, Response, Service, StreamControl, StreamOps, Unserved, WhyUnserved};
 use crate::timer::Timer;
 use bytes::Bytes;
@@ -106,6 +106,7 @@ impl StreamOps for Shared {
 struct RequestBody {
     recv: RecvStream,
     shared: Rc<Shared>,
+    options: Arc<ServerOptions>,
     upgrade: bool,
     remaining: Option<u64>,
     data_done: bool,
@@ -132,7 +133,7 @@ impl BodySource for RequestBody {
                 }
             }
         }
-        let result = poll_recv(&mut self.recv, &mut self.data_done, cx);
+        let result = poll_recv(&mut self.recv, &mut self.data_done, (&self.options.h2, self.options.max_headers_count), cx);
         if let Some(hunger) = &self.hunger {
             hunger.set(result.is_pending());
         }
@@ -161,7 +162,13 @@ impl BodySource for RequestBody {
 }
 
 /// The next frame of a received stream, with its window given back.
-pub fn poll_recv(recv: &mut RecvStream, data_done: &mut bool, cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
+/// `max_trailers`: the most fields of trailers.
+pub fn poll_recv(
+    recv: &mut RecvStream,
+    data_done: &mut bool,
+    (h2, max_trailers): (&H2Options, u32),
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame, StreamError>>> {
     while !*data_done {
         match recv.poll_data(cx) {
             Poll::Ready(Some(Ok(data))) => {
@@ -178,7 +185,7 @@ pub fn poll_recv(recv: &mut RecvStream, data_done: &mut bool, cx: &mut Context<'
         }
     }
     recv.poll_trailers(cx).map(|result| match result {
-        Ok(Some(trailers)) => Some(Ok(Frame::Trailers(convert::trailers_in(trailers)))),
+        Ok(Some(trailers)) => Some(convert::trailers_in(trailers, h2, max_trailers).map(Frame::Trailers)),
         Ok(None) => None,
         Err(error) => Some(Err(stream_error(&error))),
     })
@@ -230,8 +237,8 @@ pub async fn serve<S: Service>(
             let end = recv.is_end_stream();
             let hunger = (options.h2.extra_window > 0).then(|| Hunger::new(&control));
             let source = || {
-                let shared = shared.clone();
-                Body::Stream(Box::new(RequestBody { recv, shared, upgrade, remaining, data_done: false, done: false, hunger }))
+                let (shared, options) = (shared.clone(), options.clone());
+                Body::Stream(Box::new(RequestBody { recv, shared, options, upgrade, remaining, data_done: false, done: false, hunger }))
             };
             let (body, upgrade) = match (upgrade, end) {
                 (true, _) => (Body::Empty, Some(source())),
