@@ -112,20 +112,26 @@ fn needs_canonical(path: &str) -> bool {
 }
 
 /// The canonical path as the URL standard has it and Envoy's canonicaliser does: backslash is slash, unreserved characters
-/// are unescaped, unsafe ones escaped, dot segments resolved, broken escapes kept. None for an escaped NUL.
+/// are unescaped, unsafe ones escaped, dot segments resolved, broken escapes kept. What is unescaped never completes a broken escape:
+/// servers behind us would take `%2e%2e` for a way up. None for an escaped NUL.
 fn canonical(path: &str) -> Option<String> {
     let mut flat: Vec<u8> = Vec::with_capacity(path.len());
     let bytes = path.as_bytes();
+    // Percent signs of broken escapes, by their place in `flat`.
+    let mut loose: Vec<usize> = Vec::new();
     let mut i = 0;
     while let Some(&b) = bytes.get(i) {
         match b {
             b'%' => {
-                let code = bytes.get(i + 1..i + 3).and_then(|h| std::str::from_utf8(h).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
+                let code = bytes.get(i + 1..).and_then(escaped);
                 match code {
                     Some(0) => return None,
                     Some(c) if c.is_ascii_alphanumeric() || matches!(c, b'-' | b'.' | b'_' | b'~') => flat.push(c),
                     Some(_) => flat.extend_from_slice(bytes.get(i..i + 3).unwrap_or_default()),
-                    None => flat.push(b),
+                    None => {
+                        loose.push(flat.len());
+                        flat.push(b);
+                    }
                 }
                 i += if code.is_some() { 2 } else { 0 };
             }
@@ -135,6 +141,11 @@ fn canonical(path: &str) -> Option<String> {
             _ => flat.push(b),
         }
         i += 1;
+    }
+    for at in loose.into_iter().rev() {
+        if flat.get(at + 1..).and_then(escaped).is_some() {
+            flat.splice(at + 1..at + 1, *b"25");
+        }
     }
     let mut out: Vec<&[u8]> = Vec::new();
     let mut segments = flat.split(|b| *b == b'/').skip(1).peekable();
@@ -165,6 +176,12 @@ fn canonical(path: &str) -> Option<String> {
     Some(text)
 }
 
+/// The byte that the two hexadecimal digits at the start of `digits` stand for.
+fn escaped(digits: &[u8]) -> Option<u8> {
+    let digit = |at: usize| digits.get(at).and_then(|b| char::from(*b).to_digit(16)).and_then(|n| u8::try_from(n).ok());
+    Some(digit(0)? << 4 | digit(1)?)
+}
+
 fn escape(byte: u8, out: &mut Vec<u8>) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     out.push(b'%');
@@ -174,6 +191,7 @@ fn escape(byte: u8, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const ALL: PathPolicy = PathPolicy { normalize: true, merge_slashes: true, escaped_slashes: Escaped::KeepUnchanged };
 
@@ -223,5 +241,49 @@ mod tests {
         assert_eq!(with(Escaped::RejectRequest).apply("/a%5Cb"), Normalized::Reject(Some("/a\\b".to_string())));
         assert_eq!(with(Escaped::UnescapeAndForward).apply("/a%2fb%5c?%2f"), changed("/a/b\\?%2f"));
         assert_eq!(with(Escaped::UnescapeAndRedirect).apply("/a%2Fb"), Normalized::Redirect("/a/b".to_string()));
+    }
+
+    /// As Envoy answers.
+    #[test]
+    fn what_is_unescaped_completes_no_broken_escape() {
+        for (path, wanted) in [
+            ("/a%2%46b", "/a%252Fb"),
+            ("/a/%%32e%%32e/b", "/a/%252e%252e/b"),
+            ("/%2%65%2%65/b", "/%252e%252e/b"),
+            ("/a/%%32%46x", "/a/%252Fx"),
+            ("/a/%%35%63b", "/a/%255cb"),
+            ("/a/.%%32e/b", "/a/.%252e/b"),
+            ("/%%41", "/%A"),
+            ("/%%%32e", "/%%252e"),
+            ("/%%30%30", "/%2500"),
+        ] {
+            assert_eq!(ALL.apply(path), changed_to(path, wanted), "{path}");
+        }
+        for path in ["/a/%+0", "/a/%+1", "/%%25", "/%g0", "/%2", "/b%3"] {
+            assert_eq!(ALL.apply(path), Normalized::Same, "{path}");
+        }
+    }
+
+    fn changed_to(path: &str, wanted: &str) -> Normalized {
+        if path == wanted { Normalized::Same } else { Normalized::Changed(wanted.to_string()) }
+    }
+
+    proptest! {
+        /// Whoever normalizes what we send finds nothing to do: no dot segment, escaped or not, no second reading.
+        #[test]
+        fn what_is_normalized_stays(path in "/([a-c./\\\\%]|%2[efEF]|%5[cC]|%4[1-3]|%3[0-9]|%6[0-9a-f]|[ \"ü]){0,12}", action in 1..=4i32) {
+            let policy = PathPolicy { escaped_slashes: Escaped::try_from(action).unwrap(), ..ALL };
+            let once = match policy.apply(&path) {
+                Normalized::Same => path.clone(),
+                Normalized::Changed(once) | Normalized::Redirect(once) => once,
+                Normalized::Reject(_) => return Ok(()),
+            };
+            prop_assert_eq!(policy.apply(&once), Normalized::Same, "{} gave {}", path, once);
+            prop_assert!(once.starts_with('/') && !once.contains("//"), "{} gave {}", path, once);
+            let decoded = once.replace("%2e", ".").replace("%2E", ".");
+            let keeps = action == Escaped::KeepUnchanged as i32;
+            prop_assert!(!decoded.split('/').any(|s| s == "." || s == ".."), "{} gave {}", path, once);
+            prop_assert!(keeps || !has_escaped_slash(&once), "{} gave {}", path, once);
+        }
     }
 }
