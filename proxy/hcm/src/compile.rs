@@ -374,7 +374,12 @@ fn server_options(proto: &HttpConnectionManager, at: &At<'_>, cx: &mut FactoryCx
         options.h1 = codec_options::h1(h1, &at.field("http_protocol_options"), cx.report);
     }
     if let Some(h2) = &proto.http2_protocol_options {
-        options.h2 = codec_options::h2(h2, &at.field("http2_protocol_options"), cx.report);
+        let at = at.field("http2_protocol_options");
+        options.h2 = codec_options::h2(h2, &at, cx.report);
+        if h2.max_header_field_size_kb.is_some_and(|kb| kb > options.max_headers_kb) {
+            let limit = format!("no more than max_request_headers_kb, {}", options.max_headers_kb);
+            cx.report.error(&at.field("max_header_field_size_kb"), "more than a whole head may have", limit);
+        }
     }
     options.tx_flush_timeout = cx.server.stats.root().counter("http2.tx_flush_timeout");
     if proto.stream_error_on_invalid_http_message == Some(true) {
