@@ -57,7 +57,7 @@ impl<'a> Reporter<'a> {
             Some(status) if request.is_grpc() => http_from_grpc(status),
             _ => head.status.as_u16(),
         };
-        self.cluster.report(host, Outcome::HttpCode(code));
+        self.cluster.report_response(host, code, &head.headers);
         let counter = if code >= 500 { &host.stats.rq_error } else { &host.stats.rq_success };
         counter.fetch_add(1, Relaxed);
     }

@@ -13,6 +13,7 @@ mod logger;
 mod op;
 mod parse;
 mod time;
+mod tlv;
 
 pub use access_log::AccessLogs;
 pub use context::{AccessLogType, FormatContext};
@@ -21,3 +22,4 @@ pub use file::Files;
 pub use filter::LogFilter;
 pub use formatter::{DEFAULT_FORMAT, Formatter};
 pub use logger::{Logger, LoggerFactory, set_loggers};
+pub use tlv::Tlvs;

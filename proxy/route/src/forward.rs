@@ -207,7 +207,7 @@ impl Forward {
             hedge,
             mirrors,
             priority,
-            hash: HashPolicy::compile(&action.hash_policy, &at.field("hash_policy"), cx)?,
+            hash: HashPolicy::compile(&action.hash_policy, &at.field("hash_policy"), cx.report)?,
             upgrades: upgrades(&action.upgrade_configs, &at.field("upgrade_configs"), cx)?,
             internal_redirect: InternalRedirectPolicy::compile(action, at, cx)?,
             not_found_status,

@@ -1,9 +1,8 @@
 //! Hash policies: what ring hash and Maglev see of a request. The functions are Envoy's (xxHash64 with seed 0), so that both
 //! proxies send one client to one host. Source: RouteAction.hash_policy, Envoy's `http/hash_policy.cc`.
 
-use crate::cx::{RouteCx, duration};
 use http::HeaderValue;
-use nuncio_core::diag::At;
+use nuncio_core::diag::{At, Report};
 use nuncio_core::{Address, HeaderKey, RequestHead, StreamInfo};
 use nuncio_matcher::{RegexRewrite, query};
 use nuncio_proto::envoy::config::route::v3::route_action as proto;
@@ -55,10 +54,10 @@ pub struct Cookie {
 
 impl HashPolicy {
     /// Compiles a repeated `HashPolicy`; the outer `None` means refused, the inner one that there is none.
-    pub(crate) fn compile(policies: &[proto::HashPolicy], at: &At<'_>, cx: &mut RouteCx<'_>) -> Option<Option<Self>> {
+    pub fn compile(policies: &[proto::HashPolicy], at: &At<'_>, report: &mut Report) -> Option<Option<Self>> {
         let mut methods = Vec::with_capacity(policies.len());
         for (i, policy) in policies.iter().enumerate() {
-            let kind = kind(policy, &at.index(i), cx)?;
+            let kind = kind(policy, &at.index(i), report)?;
             methods.extend(kind.map(|kind| Method { kind, terminal: policy.terminal }));
         }
         Some((!methods.is_empty()).then(|| Self { methods: methods.into() }))
@@ -79,40 +78,52 @@ impl HashPolicy {
     }
 }
 
-fn kind(policy: &proto::HashPolicy, at: &At<'_>, cx: &mut RouteCx<'_>) -> Option<Option<Kind>> {
+/// Reports `found` at `at` and gives none, for `?`.
+fn refuse<T>(report: &mut Report, at: &At<'_>, found: impl Into<String>, remedy: &str) -> Option<T> {
+    report.error(at, found, remedy);
+    None
+}
+
+fn kind(policy: &proto::HashPolicy, at: &At<'_>, report: &mut Report) -> Option<Option<Kind>> {
     use proto::hash_policy::PolicySpecifier as P;
-    let required = |text: &str, at: &At<'_>, cx: &mut RouteCx<'_>| match text {
-        "" => cx.refuse(at, "nothing", "give a name"),
+    let required = |text: &str, at: &At<'_>, report: &mut Report| match text {
+        "" => refuse(report, at, "nothing", "give a name"),
         text => Some(Box::<str>::from(text)),
     };
     Some(Some(match &policy.policy_specifier {
-        None => return cx.refuse(at, "no policy_specifier", "set header, cookie, connection_properties, query_parameter or filter_state"),
+        None => {
+            return refuse(report, at, "no policy_specifier", "set header, cookie, connection_properties, query_parameter or filter_state");
+        }
         Some(P::Header(header)) => {
             let at = at.field("header");
             let Some(key) = HeaderKey::parse(&header.header_name) else {
-                return cx.refuse(&at.field("header_name"), format!("\"{}\"", header.header_name), "give a valid header name");
+                return refuse(report, &at.field("header_name"), format!("\"{}\"", header.header_name), "give a valid header name");
             };
             let rewrite = match &header.regex_rewrite {
-                Some(regex) => Some(RegexRewrite::compile(regex, &at.field("regex_rewrite"), cx.report)?),
+                Some(regex) => Some(RegexRewrite::compile(regex, &at.field("regex_rewrite"), report)?),
                 None => None,
             };
             Kind::Header { key, rewrite }
         }
         Some(P::Cookie(cookie)) => {
             let at = at.field("cookie");
-            let name = required(&cookie.name, &at.field("name"), cx)?;
-            let ttl = duration(cookie.ttl.as_ref(), &at.field("ttl"), cx)?;
+            let name = required(&cookie.name, &at.field("name"), report)?;
+            let ttl = match cookie.ttl.map(Duration::try_from) {
+                None => None,
+                Some(Ok(ttl)) => Some(ttl),
+                Some(Err(e)) => return refuse(report, &at.field("ttl"), e.to_string(), "give a duration that is not negative"),
+            };
             let attributes: Box<[_]> = cookie.attributes.iter().map(|a| (a.name.as_str().into(), a.value.as_str().into())).collect();
             let cookie = Cookie { name, ttl, path: cookie.path.as_str().into(), attributes };
             if HeaderValue::try_from(cookie.set("0")).is_err() {
-                return cx.refuse(&at, "characters that a header value cannot hold", "remove them from name, path and attributes");
+                return refuse(report, &at, "characters that a header value cannot hold", "remove them from name, path and attributes");
             }
             Kind::Cookie(cookie)
         }
         Some(P::ConnectionProperties(properties)) if properties.source_ip => Kind::SourceIp,
         Some(P::ConnectionProperties(_)) => return Some(None),
-        Some(P::QueryParameter(parameter)) => Kind::Query(required(&parameter.name, &at.field("query_parameter").field("name"), cx)?),
-        Some(P::FilterState(state)) => Kind::FilterState(required(&state.key, &at.field("filter_state").field("key"), cx)?),
+        Some(P::QueryParameter(parameter)) => Kind::Query(required(&parameter.name, &at.field("query_parameter").field("name"), report)?),
+        Some(P::FilterState(state)) => Kind::FilterState(required(&state.key, &at.field("filter_state").field("key"), report)?),
     }))
 }
 

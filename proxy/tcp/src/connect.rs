@@ -80,7 +80,7 @@ pub(crate) async fn connect(config: &Config, info: &mut StreamInfo) -> Option<Up
             tokio::time::sleep(pause(config.backoff, info.attempts + 1)).await;
         }
         let context = LbContext {
-            hash,
+            hash: if cluster.hash_policy().is_some() { cluster.hash_of_stream(info) } else { hash },
             downstream: Some(&info.connection),
             stream: Some(info),
             metadata_match: target.metadata.as_deref(),
@@ -94,6 +94,7 @@ pub(crate) async fn connect(config: &Config, info: &mut StreamInfo) -> Option<Up
         let connection = info.connection.clone();
         let options = OpenOptions {
             priority: RoutingPriority::Default,
+        cluster.tell_selected(&host, info);
             downstream: Some(&connection),
             alpn: wishes.alpn.as_ref(),
             sni: wishes.sni.as_deref(),

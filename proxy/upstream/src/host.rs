@@ -32,8 +32,8 @@ impl HealthFlags {
     pub const EDS_STATUS_DRAINING: u32 = 1 << 9;
     pub const DEGRADED_OUTLIER_DETECTION: u32 = 1 << 10;
     /// Hosts that do not count when health is turned into load.
-    pub const EXCLUDED: u32 = Self::PENDING_ACTIVE_HC | Self::EXCLUDED_VIA_IMMEDIATE_HC_FAIL;
-    const UNHEALTHY: u32 = Self::FAILED_ACTIVE_HC | Self::FAILED_OUTLIER_CHECK | Self::FAILED_EDS_HEALTH;
+    pub const EXCLUDED: u32 = Self::PENDING_ACTIVE_HC | Self::EXCLUDED_VIA_IMMEDIATE_HC_FAIL | Self::EDS_STATUS_DRAINING;
+    const UNHEALTHY: u32 = Self::FAILED_ACTIVE_HC | Self::FAILED_OUTLIER_CHECK | Self::FAILED_EDS_HEALTH | Self::EDS_STATUS_DRAINING;
     const DEGRADED: u32 = Self::DEGRADED_ACTIVE_HC | Self::DEGRADED_EDS_HEALTH | Self::DEGRADED_OUTLIER_DETECTION;
     const NAMES: [(u32, &'static str); 11] = [
         (Self::FAILED_ACTIVE_HC, "/failed_active_hc"),

@@ -41,7 +41,7 @@ pub use group::{GroupStats, GroupTraffic};
 pub use host::{Health, HealthFlags, Host};
 pub use manager::{ClusterManager, EdsWanted, ManagerOptions};
 pub use outlier::Outcome;
-pub use pool::connect::proxy_header;
+pub use pool::proxy::proxy_header;
 pub use stats::{Charge, ClusterStats};
 pub use stream::UpstreamStream;
 pub use upstreams::Upstreams;

@@ -5,6 +5,7 @@
 //! -> retired (removed or replaced; its connections drain). What a warming cluster replaces serves until then.
 
 use crate::cluster::{Cluster, ClusterCx};
+use crate::orca::oob;
 use crate::shared::Shared;
 use crate::spec::Discovery;
 use crate::timers::{Due, Timers};
@@ -173,6 +174,12 @@ impl ClusterManager {
     }
     /// A runtime key was set or removed.
     fn runtime_changed(&self, key: &str) {
+        if key.starts_with("outlier_detection.") {
+            for (_, entry) in self.state().clusters.iter() {
+                entry.all().for_each(|cluster| cluster.read_outlier_runtime());
+            }
+            return;
+        }
         let breakers = key.strip_prefix("circuit_breakers.");
         if breakers.is_none() && !key.starts_with("upstream.") {
             return;
@@ -457,10 +464,16 @@ impl ClusterManager {
                     let Some(cluster) = start.as_ref().and_then(Weak::upgrade).filter(|c| !c.is_retired()) else { continue };
                     self.start(&cluster, &mut timers);
                 }
-                () = timers.next() => timers.fire(Instant::now(), |cluster, due, now| match due {
-                    Due::Outlier => cluster.outlier_tick(now),
-                    Due::Cleanup => cluster.cleanup(),
-                    Due::Weights => cluster.update_orca_weights(now),
+                () = timers.next() => timers.fire(Instant::now(), |cluster, due, now| {
+                    match due {
+                        Due::Outlier => {
+                            cluster.outlier_tick(now);
+                            return cluster.outlier_interval();
+                        }
+                        Due::Cleanup => cluster.cleanup(),
+                        Due::Weights => cluster.update_orca_weights(now),
+                    }
+                    None
                 }),
                 _ = warming.tick() => {
                     let now = Instant::now();
@@ -484,6 +497,9 @@ impl ClusterManager {
         }
         if let Some(orca) = &cluster.spec.lb.orca {
             timers.add(cluster, Due::Weights, orca.update, now);
+            if orca.oob.is_some() {
+                tokio::task::spawn_local(oob::run(Arc::downgrade(cluster)));
+            }
         }
         match &cluster.spec.discovery {
             Discovery::OriginalDst(spec) => timers.add(cluster, Due::Cleanup, spec.cleanup_interval, now),

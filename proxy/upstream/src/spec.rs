@@ -3,6 +3,7 @@
 use crate::dns::DnsSpec;
 use crate::forward_proxy::ForwardSpec;
 use crate::health_check::HealthCheckSpec;
+use crate::host::Host;
 use crate::lb::ring::HashFunction;
 use crate::lb::subset::SubsetSpec;
 use crate::orca::OrcaSpec;
@@ -11,9 +12,12 @@ use nuncio_core::HeaderKey;
 use nuncio_core::network::NetworkFilterConfig;
 use nuncio_core::proxy_protocol::PassTlvs;
 use nuncio_core::registry::Runtime;
+use nuncio_format::Tlvs;
 use nuncio_http::options::{H1Options, H2Options};
+use nuncio_matcher::MetadataMatcher;
 use nuncio_proto::Value;
 use nuncio_proto::envoy::config::core::v3::ConfigSource;
+use nuncio_route::HashPolicy;
 use nuncio_tls::UpstreamTls;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -166,6 +170,14 @@ pub(crate) enum OverrideSource {
     Metadata(MetadataPath),
 }
 
+/// `load_balancing_policies.override_host`.
+#[derive(Debug)]
+pub(crate) struct OverrideSpec {
+    pub sources: Box<[OverrideSource]>,
+    /// `selected_host_key`: where the picked host is told.
+    pub selected: Option<MetadataPath>,
+}
+
 /// Everything about picking.
 #[derive(Debug)]
 pub(crate) struct LbSpec {
@@ -177,10 +189,12 @@ pub(crate) struct LbSpec {
     pub slow_start: Option<Box<SlowStart>>,
     /// `use_hostname_for_hashing`.
     pub hash_hostname: bool,
+    /// `consistent_hashing_lb_config.hash_policy`, which counts instead of the route's.
+    pub hash_policy: Option<Box<HashPolicy>>,
     /// `hash_balance_factor` in percent, at least 100.
     pub hash_balance_factor: Option<u32>,
     /// `load_balancing_policies.override_host`.
-    pub overrides: Box<[OverrideSource]>,
+    pub overrides: Option<Box<OverrideSpec>>,
     /// `override_host_status` as bits of [`HealthStatus`](nuncio_proto::envoy::config::core::v3::HealthStatus).
     pub override_status: u8,
     /// Weights are the hosts' own (`client_side_weighted_round_robin`).
@@ -238,8 +252,8 @@ pub(crate) struct ProxySocket {
     pub v2: bool,
     /// TLVs of the downstream connection that are told (version 2).
     pub pass: PassTlvs,
-    /// `added_tlvs`; they win over passed ones of their types.
-    pub added: Box<[(u8, Vec<u8>)]>,
+    /// `added_tlvs`; they win over passed ones of their types, and those of the host over them.
+    pub added: Tlvs,
     pub inner: Socket,
 }
 
@@ -270,9 +284,18 @@ pub(crate) struct TransportMatch {
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct BindSpec {
     /// First whose family is the target's.
-    pub sources: Box<[SocketAddr]>,
+    pub sources: Box<[BindSource]>,
     pub freebind: bool,
+    /// Of sources without options of their own, and without a source.
     pub options: Box<[SocketOpt]>,
+}
+
+/// An address to connect from.
+#[derive(Debug, PartialEq)]
+pub(crate) struct BindSource {
+    pub address: SocketAddr,
+    /// `extra_source_addresses.socket_options`: instead of those of all.
+    pub options: Option<Box<[SocketOpt]>>,
 }
 
 /// Socket options that can be set.
@@ -303,12 +326,14 @@ pub(crate) struct SocketSpec {
 }
 
 /// `Cluster.PreconnectPolicy`: streams that there is room for, to streams that are there; 1 for no more than are needed.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Debug)]
 pub(crate) struct Preconnect {
     /// Of each host.
     pub per_upstream: f64,
     /// Of the whole cluster: connections are made to the hosts that are picked next.
     pub predictive: f64,
+    /// `preconnect_enabled_metadata`: hosts whose metadata this does not match get connections only when they are needed.
+    pub eligible: Option<Box<MetadataMatcher>>,
 }
 
 /// All compiled parts.
@@ -330,6 +355,8 @@ pub(crate) struct Spec {
     pub ignore_new_hosts: bool,
     /// `ignore_health_on_host_removal`.
     pub ignore_health_on_removal: bool,
+    /// `close_connections_on_host_set_change`.
+    pub close_on_host_set_change: bool,
     /// `close_connections_on_host_health_failure`.
     pub close_on_health_failure: bool,
     /// `connection_pool_per_downstream_connection`.
@@ -338,4 +365,14 @@ pub(crate) struct Spec {
     pub preconnect: Preconnect,
     /// `wait_for_warm_on_init`.
     pub wait_for_warm: bool,
+}
+
+impl Spec {
+    /// The transport socket of connections to `host` that are not for requests: the first match that `criteria` meet, or the cluster's
+    /// own; without criteria the host's.
+    pub(crate) fn transport_for(&self, host: &Host, criteria: Option<&Criteria>) -> Option<&TransportMatch> {
+        let Some(criteria) = criteria else { return self.transports.get(usize::from(host.transport)) };
+        let meets = |t: &&TransportMatch| t.criteria.iter().all(|(k, v)| criteria.iter().any(|(name, value)| name == k && value == v));
+        self.transports.iter().skip(1).find(meets).or(self.transports.first())
+    }
 }

@@ -32,7 +32,7 @@ stats! {
             upstream_cx_destroy, upstream_cx_destroy_local, upstream_cx_destroy_local_with_active_rq, upstream_cx_destroy_remote,
             upstream_cx_destroy_remote_with_active_rq, upstream_cx_destroy_with_active_rq, upstream_cx_http1_total,
             upstream_cx_http2_total, upstream_cx_idle_timeout, upstream_cx_max_duration_reached, upstream_cx_max_requests,
-            upstream_cx_none_healthy, upstream_cx_overflow, upstream_cx_pool_overflow, upstream_cx_protocol_error,
+            upstream_cx_none_healthy, upstream_cx_overflow, upstream_cx_pool_overflow, upstream_cx_preconnect_skipped, upstream_cx_protocol_error,
             upstream_cx_rx_bytes_total, upstream_cx_total, upstream_cx_tx_bytes_total,
             upstream_flow_control_backed_up_total, upstream_flow_control_drained_total,
             upstream_flow_control_paused_reading_total, upstream_flow_control_resumed_reading_total,
@@ -62,11 +62,19 @@ stats! {
 }
 
 stats! {
+    /// `lb_orca_oob.`
+    OobStats {
+        counter { report_errors, reports_received, stream_failures, stream_terminated }
+        gauge { active_sessions }
+    }
+}
+
+stats! {
     /// `outlier_detection.`; names with deprecated duplicates as in Envoy.
     OutlierStats {
         counter {
             ejections_consecutive_5xx, ejections_detected_consecutive_5xx, ejections_detected_consecutive_gateway_failure,
-            ejections_detected_consecutive_local_origin_failure, ejections_detected_failure_percentage,
+            ejections_detected_consecutive_local_origin_failure, ejections_detected_degradation, ejections_detected_failure_percentage,
             ejections_detected_local_origin_failure_percentage, ejections_detected_local_origin_success_rate,
             ejections_detected_success_rate, ejections_enforced_consecutive_5xx, ejections_enforced_consecutive_gateway_failure,
             ejections_enforced_consecutive_local_origin_failure, ejections_enforced_failure_percentage,

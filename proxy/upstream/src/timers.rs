@@ -69,13 +69,13 @@ impl Timers {
             None => std::future::pending().await,
         }
     }
-    /// Runs everything that is due at `now`.
-    pub(crate) fn fire(&mut self, now: Instant, run: impl Fn(&Arc<Cluster>, Due, Instant)) {
+    /// Runs everything that is due at `now`; what `run` gives is the interval from now on, if it is another.
+    pub(crate) fn fire(&mut self, now: Instant, run: impl Fn(&Arc<Cluster>, Due, Instant) -> Option<Duration>) {
         while self.heap.peek().is_some_and(|Reverse(t)| t.at <= now) {
             let Some(Reverse(timer)) = self.heap.pop() else { return };
             let Some(cluster) = timer.cluster.upgrade().filter(|c| !c.is_retired()) else { continue };
-            run(&cluster, timer.due, now);
-            self.push(Timer { at: now + timer.interval, ..timer });
+            let interval = run(&cluster, timer.due, now).unwrap_or(timer.interval);
+            self.push(Timer { at: now + interval, interval, ..timer });
         }
     }
 }

@@ -293,8 +293,8 @@ impl WorkerCluster {
                 None => {}
             }
         }
-        if !lb.overrides.is_empty()
-            && let Some(host) = self.named(&lb.overrides, cx)
+        if let Some(overrides) = &lb.overrides
+            && let Some(host) = self.named(&overrides.sources, cx)
         {
             return Some(host);
         }

@@ -90,7 +90,10 @@ pub async fn forward(
         ex.request.headers.insert(X_ENVOY_ATTEMPT_COUNT.clone(), HeaderValue::from(1));
     }
     entry.finalize_request(&mut ex.request, &ex.info, !config.router.suppress_envoy_headers);
-    let HashResult { hash, set_cookies } = forward.hash(&ex.request, &ex.info);
+    let HashResult { hash, set_cookies } = match cluster.hash_policy() {
+        Some(policy) => policy.hash(&ex.request, &ex.info),
+        None => forward.hash(&ex.request, &ex.info),
+    };
     continue_early(&config, ex, streams);
 
     let mut body = std::mem::take(&mut ex.request_body);

@@ -85,7 +85,7 @@ impl Hedges {
                     return Poll::Ready(End::Hedged { answered: Box::new(answered), host, pump: Box::new(pump), retried });
                 }
                 Ok(head) => {
-                    judge.cluster.report(&host, Outcome::HttpCode(finish::outlier_code(judge.request, &head)));
+                    judge.cluster.report_response(&host, finish::outlier_code(judge.request, &head), &head.headers);
                     host.stats.rq_error.fetch_add(1, Relaxed);
                 }
                 // A retry was made already for this one.

@@ -151,7 +151,7 @@ impl Mirror {
         .await;
         let Ok(head) = head else { return };
         let status = head.status.as_u16();
-        self.cluster.report(&host, nuncio_upstream::Outcome::HttpCode(status));
+        self.cluster.report_response(&host, status, &head.headers);
         self.cluster.stats().charge_response(status, &Charge { internal: true, canary: host.canary(), zones: None });
         while let Some(Ok(_)) = std::future::poll_fn(|cx| {
             let _ = pump.poll(&mut stream, cx);

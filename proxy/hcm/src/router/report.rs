@@ -16,7 +16,7 @@ impl Forwarding<'_> {
     /// An upstream answered.
     pub(super) fn report_response(&mut self, host: &Arc<Host>, response: &Try) {
         let status = finish::outlier_code(&self.active.ex.request, &response.head);
-        self.cluster.report(host, Outcome::HttpCode(status));
+        self.cluster.report_response(host, status, &response.head.headers);
         let stats = &host.stats;
         let counter = if status >= 500 { &stats.rq_error } else { &stats.rq_success };
         counter.fetch_add(1, Relaxed);

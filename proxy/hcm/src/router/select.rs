@@ -47,7 +47,7 @@ impl Forwarding<'_> {
     }
 
     /// The host of the next attempt; the reply if there is none.
-    pub(super) fn pick(&self) -> Result<Arc<Host>, Box<LocalReply>> {
+    pub(super) fn pick(&mut self) -> Result<Arc<Host>, Box<LocalReply>> {
         let policy = self.forward.retry_policy();
         let ex = &*self.active.ex;
         let avoid = policy.map(|p| self.avoided(p)).unwrap_or_default();
@@ -69,7 +69,10 @@ impl Forwarding<'_> {
             retry_priority,
         };
         match self.upstreams.pick(&self.cluster, &lb) {
-            Some(host) => Ok(host),
+            Some(host) => {
+                self.cluster.tell_selected(&host, &mut self.active.ex.info);
+                Ok(host)
+            }
             None => Err(no_healthy_upstream(wanted.filter(|w| w.strict).map_or(503, |w| w.status))),
         }
     }

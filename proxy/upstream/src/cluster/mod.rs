@@ -1,6 +1,7 @@
 //! The runtime form of one `envoy.config.cluster.v3.Cluster`: compiled on the control thread, immutable but for endpoints,
 //! health and counters, read by every worker through its `ClusterSlot`.
 
+mod picks;
 mod stats;
 mod update;
 mod view;
@@ -81,6 +82,8 @@ pub struct Cluster {
     news: Option<Arc<Notify>>,
     /// Which `membership_*` gauges there are.
     seen: AtomicU8,
+    /// See [`Cluster::host_sets`].
+    host_sets: AtomicU64,
     retired: AtomicBool,
     added_via_api: bool,
     server: Arc<Server>,
@@ -131,7 +134,7 @@ impl Cluster {
             stats: OnceLock::new(),
             scope: OnceLock::new(),
             codec: OnceLock::new(),
-            outlier: spec.outlier.as_ref().map(|_| Box::default()),
+            outlier: spec.outlier.as_ref().map(|o| Box::new(OutlierState::new(o, &cx.server.runtime))),
             dns: matches!(spec.discovery, Discovery::Dns(_)).then(Box::default),
             forward: matches!(spec.discovery, Discovery::Forward(_)).then(Box::default),
             original_dst: matches!(spec.discovery, Discovery::OriginalDst(_)).then(Box::default),
@@ -139,6 +142,7 @@ impl Cluster {
             checked: AtomicBool::new(spec.health_checks.is_empty()),
             news: (!spec.health_checks.is_empty()).then(Arc::default),
             seen: AtomicU8::new(0),
+            host_sets: AtomicU64::new(0),
             retired: AtomicBool::new(false),
             added_via_api: cx.added_via_api,
             server: cx.server.clone(),
@@ -174,19 +178,15 @@ impl Cluster {
         if let Some(owner) = self.aggregate.as_ref().and_then(|a| a.owner(host)) {
             return owner.report(host, outcome);
         }
-        if let Some(spec) = &self.spec.outlier {
-            outlier::report(self, spec, host, outcome);
+        if self.spec.outlier.is_some() {
+            outlier::report(self, host, outcome);
         }
     }
     /// One interval of outlier detection. Called by the manager; tests call it with any `now`.
     pub fn outlier_tick(&self, now: Instant) {
-        if let Some(spec) = &self.spec.outlier {
-            outlier::tick(self, spec, now);
+        if self.spec.outlier.is_some() {
+            outlier::tick(self, now);
         }
-    }
-    /// How often [`Self::outlier_tick`] is due; none without outlier detection.
-    pub fn outlier_interval(&self) -> Option<Duration> {
-        self.spec.outlier.as_ref().map(|s| s.interval)
     }
     /// `common_http_protocol_options.max_stream_duration` towards the upstream.
     pub fn max_stream_duration(&self) -> Option<Duration> {
@@ -271,9 +271,7 @@ impl Cluster {
     }
     /// Last DNS failures, each with its name; empty if all is well.
     pub fn dns_errors(&self) -> Vec<(String, String)> {
-        let (Some(state), Some(spec)) = (&self.dns, self.dns_spec()) else {
-            return Vec::new();
-        };
+        let (Some(state), Some(spec)) = (&self.dns, self.dns_spec()) else { return Vec::new() };
         let state = state.lock().unwrap_or_else(PoisonError::into_inner);
         let named = spec.targets.iter().zip(&state.errors).filter_map(|(t, e)| Some((t.name.to_string(), e.clone()?)));
         named.collect()

@@ -123,6 +123,7 @@ impl Cluster {
         if left > 0 {
             self.shared.signal();
         }
+        self.host_set_changed();
         self.prepare();
     }
     /// Active health checks keep hosts that are gone from the assignment for as long as they are healthy, unless told otherwise.
@@ -186,6 +187,10 @@ impl Cluster {
             }
         }
         self.seen.store(often, Ordering::Relaxed);
+    }
+    /// Number of hosts, as in `membership_total`.
+    pub fn member_count(&self) -> usize {
+        self.endpoints.load().hosts().count()
     }
     pub(crate) fn membership(&self) -> Membership {
         let mut m = Membership::default();

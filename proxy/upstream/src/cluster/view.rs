@@ -80,6 +80,7 @@ impl Cluster {
     /// A host became unhealthy (or healthy again).
     pub(crate) fn health_changed(&self, _host: &Host, healthy: bool) {
         self.bump();
+        self.host_set_changed();
         self.count_membership();
         if !healthy {
             self.shared.signal();

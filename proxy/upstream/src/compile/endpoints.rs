@@ -260,7 +260,7 @@ fn drop_overload(policy: &Policy) -> f64 {
 fn set_eds_health(state: &HostState, status: HealthStatus) {
     let set = match status {
         HealthStatus::Unhealthy | HealthStatus::Timeout => HealthFlags::FAILED_EDS_HEALTH,
-        HealthStatus::Draining => HealthFlags::FAILED_EDS_HEALTH | HealthFlags::EDS_STATUS_DRAINING,
+        HealthStatus::Draining => HealthFlags::EDS_STATUS_DRAINING,
         HealthStatus::Degraded => HealthFlags::DEGRADED_EDS_HEALTH,
         HealthStatus::Unknown | HealthStatus::Healthy => 0,
     };

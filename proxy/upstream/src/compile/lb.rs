@@ -1,10 +1,11 @@
 //! Load balancing policies from protobuf, in the old form (`lb_policy`) and the new one (`load_balancing_policy`).
 
-use super::{duration, extension, ignore, metadata_path, refuse, subset};
+use super::{duration, extension, ignore, metadata_path, subset};
 use crate::cluster::ClusterCx;
 use crate::lb::ring::HashFunction;
 use crate::orca::OrcaSpec;
-use crate::spec::{LbKind, LbSpec, LiveLb, LocalityMode, OverrideSource, SlowStart, ZoneSpec};
+use crate::orca::oob::OobSpec;
+use crate::spec::{LbKind, LbSpec, LiveLb, LocalityMode, OverrideSource, OverrideSpec, SlowStart, ZoneSpec};
 use nuncio_core::HeaderKey;
 use nuncio_core::diag::At;
 use nuncio_proto::Message;
@@ -13,6 +14,7 @@ use nuncio_proto::envoy::config::cluster::v3::cluster::common_lb_config::Localit
 use nuncio_proto::envoy::config::cluster::v3::cluster::{LbConfig, LbPolicy};
 use nuncio_proto::envoy::config::core::v3::{HealthStatus, RuntimeDouble};
 use nuncio_proto::envoy::extensions::load_balancing_policies as policies;
+use nuncio_route::HashPolicy;
 use policies::client_side_weighted_round_robin::v3::ClientSideWeightedRoundRobin;
 use policies::common::v3::locality_lb_config::LocalityConfigSpecifier as TypedLocality;
 use policies::common::v3::{ConsistentHashingLbConfig, LocalityLbConfig, SlowStartConfig};
@@ -37,8 +39,9 @@ impl Default for LbSpec {
             live: LiveLb::default(),
             slow_start: None,
             hash_hostname: false,
+            hash_policy: None,
             hash_balance_factor: None,
-            overrides: Box::default(),
+            overrides: None,
             override_status: OVERRIDE_STATUS,
             orca: None,
             subsets: None,
@@ -122,7 +125,6 @@ fn common(proto: &pb::Cluster, spec: &mut LbSpec, at: &At<'_>, cx: &mut ClusterC
     }
     let merge = config.update_merge_window.as_ref().is_some_and(|w| w.seconds != 0 || w.nanos != 0);
     ignore(cx.report, &at, &[(merge, "update_merge_window", "updates cost little and are applied at once")]);
-    refuse(cx.report, &at, &[(config.close_connections_on_host_set_change, "close_connections_on_host_set_change")]);
 }
 
 fn consistent(spec: &mut LbSpec, hostname: bool, balance: Option<u32>, at: &At<'_>, cx: &mut ClusterCx<'_>) {
@@ -363,14 +365,6 @@ fn apply(name: &str, bytes: &[u8], spec: &mut LbSpec, at: &At<'_>, cx: &mut Clus
 
 /// Round robin by weights that hosts report. Source: `client_side_weighted_round_robin.proto`.
 fn orca(config: &ClientSideWeightedRoundRobin, spec: &mut LbSpec, at: &At<'_>, cx: &mut ClusterCx<'_>) {
-    refuse(
-        cx.report,
-        at,
-        &[
-            (config.enable_oob_load_report == Some(true), "enable_oob_load_report"),
-            (config.oob_reporting_config.is_some(), "oob_reporting_config"),
-        ],
-    );
     let seconds = |name: &str, value: Option<&nuncio_proto::Duration>, default: u64, cx: &mut ClusterCx<'_>| {
         duration(value, Duration::from_secs(default), &at.field(name), cx.report)
     };
@@ -385,8 +379,26 @@ fn orca(config: &ClientSideWeightedRoundRobin, spec: &mut LbSpec, at: &At<'_>, c
         expiration: seconds("weight_expiration_period", config.weight_expiration_period.as_ref(), 180, cx),
         update: seconds("weight_update_period", config.weight_update_period.as_ref(), 1, cx).max(LEAST_UPDATE),
         error_penalty: penalty,
+        oob: (config.enable_oob_load_report == Some(true)).then(|| oob(config, at, cx)),
         metrics: config.metric_names_for_computing_utilization.iter().map(|name| name.as_str().into()).collect(),
     }));
+}
+
+/// Load reports out of band.
+fn oob(config: &ClientSideWeightedRoundRobin, at: &At<'_>, cx: &mut ClusterCx<'_>) -> OobSpec {
+    let default = Duration::from_secs(10);
+    let period = duration(config.oob_reporting_period.as_ref(), default, &at.field("oob_reporting_period"), cx.report);
+    let overrides = config.oob_reporting_config.clone().unwrap_or_default();
+    let port = u16::try_from(overrides.port_value);
+    if port.is_err() {
+        cx.report.error(&at.field("oob_reporting_config").field("port_value"), overrides.port_value.to_string(), "0 to 65535");
+    }
+    OobSpec {
+        period: if period.is_zero() { default } else { period },
+        port: port.ok().filter(|port| *port > 0),
+        authority: overrides.authority.as_str().into(),
+        criteria: overrides.transport_socket_match_criteria.map(|c| c.fields.into_iter().map(|(k, v)| (k.into(), v)).collect()),
+    }
 }
 
 /// `wrr_locality`: localities by weight, and in them hosts by what they report. Envoy takes no other policy inside.
@@ -406,7 +418,7 @@ fn hashing(config: Option<&ConsistentHashingLbConfig>, spec: &mut LbSpec, at: &A
     let Some(config) = config else { return };
     let at = at.field("consistent_hashing_lb_config");
     consistent(spec, config.use_hostname_for_hashing, config.hash_balance_factor, &at, cx);
-    refuse(cx.report, &at, &[(!config.hash_policy.is_empty(), "hash_policy")]);
+    spec.hash_policy = HashPolicy::compile(&config.hash_policy, &at.field("hash_policy"), cx.report).flatten().map(Box::new);
 }
 
 fn weighted(is: bool, spec: &mut LbSpec) {
@@ -432,11 +444,10 @@ fn override_host(config: &policies::override_host::v3::OverrideHost, spec: &mut 
     if sources.is_empty() {
         cx.report.error(&list, "empty", "at least one source");
     }
-    let unrecorded = config.selected_host_key.is_some();
-    ignore(cx.report, at, &[(unrecorded, "selected_host_key", "the picked host is not written to metadata")]);
+    let selected = config.selected_host_key.as_ref().map(|key| metadata_path(key, &at.field("selected_host_key"), cx.report));
     match &config.fallback_policy {
         Some(fallback) => typed(fallback, spec, &at.field("fallback_policy"), cx),
         None => cx.report.error(&at.field("fallback_policy"), "missing", "a policy for requests that name no host"),
     }
-    spec.overrides = sources.into_boxed_slice();
+    spec.overrides = Some(Box::new(OverrideSpec { sources: sources.into_boxed_slice(), selected }));
 }

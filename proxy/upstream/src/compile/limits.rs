@@ -1,11 +1,12 @@
 //! Circuit breakers and outlier detection from protobuf.
 
-use super::{duration, ignore, positive, refuse};
+use super::{duration, ignore, positive};
 use crate::breaker::{CircuitBreakers, RetryBudget, Thresholds};
 use crate::outlier::OutlierSpec;
 use crate::spec::Preconnect;
 use nuncio_core::diag::{At, Report};
 use nuncio_core::registry::Runtime;
+use nuncio_matcher::MetadataMatcher;
 use nuncio_proto::envoy::config::cluster::v3 as pb;
 use std::time::Duration;
 
@@ -114,6 +115,7 @@ pub(crate) fn outlier(o: &pb::OutlierDetection, at: &At<'_>, report: &mut Report
         ),
         failure_percentage_minimum_hosts: o.failure_percentage_minimum_hosts.unwrap_or(5),
         failure_percentage_request_volume: o.failure_percentage_request_volume.unwrap_or(50),
+        detect_degraded: o.detect_degraded_hosts.unwrap_or(false),
         uneject_on_health_check: o.successful_active_health_check_uneject_host.unwrap_or(true),
         interval: positive(o.interval.as_ref(), Duration::from_secs(10), &at.field("interval"), report),
         base_ejection_time: positive(o.base_ejection_time.as_ref(), Duration::from_secs(30), &at.field("base_ejection_time"), report),
@@ -127,7 +129,6 @@ pub(crate) fn outlier(o: &pb::OutlierDetection, at: &At<'_>, report: &mut Report
     if max < spec.base_ejection_time {
         report.error(&max_at, format!("{max:?}"), "at least base_ejection_time");
     }
-    refuse(report, at, &[(o.detect_degraded_hosts == Some(true), "detect_degraded_hosts")]);
     ignore(report, at, &[(!o.monitors.is_empty(), "monitors", "monitors by extension are not run")]);
     OutlierSpec { max_ejection_time: max, ..spec }
 }
@@ -147,5 +148,10 @@ pub(super) fn preconnect(proto: Option<&pb::cluster::PreconnectPolicy>, at: &At<
     Preconnect {
         per_upstream: ratio(proto.per_upstream_preconnect_ratio, "per_upstream_preconnect_ratio"),
         predictive: ratio(proto.predictive_preconnect_ratio, "predictive_preconnect_ratio"),
+        eligible: proto
+            .preconnect_enabled_metadata
+            .as_ref()
+            .and_then(|m| MetadataMatcher::compile(m, &at.field("preconnect_enabled_metadata"), report))
+            .map(Box::new),
     }
 }

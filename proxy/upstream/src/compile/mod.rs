@@ -142,6 +142,7 @@ pub(crate) fn spec(proto: &pb::Cluster, at: &At<'_>, cx: &mut ClusterCx<'_>) -> 
         per_host_connections,
         ignore_new_hosts: proto.common_lb_config.as_ref().is_some_and(|c| c.ignore_new_hosts_until_first_hc),
         ignore_health_on_removal: proto.ignore_health_on_host_removal,
+        close_on_host_set_change: proto.common_lb_config.as_ref().is_some_and(|c| c.close_connections_on_host_set_change),
         close_on_health_failure: proto.close_connections_on_host_health_failure,
         pool_per_downstream: proto.connection_pool_per_downstream_connection,
         preconnect: limits::preconnect(proto.preconnect_policy.as_ref(), &at.field("preconnect_policy"), cx.report),

@@ -1,15 +1,16 @@
 //! Transport sockets, their matches, and socket options from protobuf.
 
-use super::refuse;
+use super::{extension, refuse};
 use crate::cluster::ClusterCx;
-use crate::spec::{BindSpec, ProxySocket, Socket, SocketOpt, SocketSpec, TransportMatch};
+use crate::spec::{BindSource, BindSpec, ProxySocket, Socket, SocketOpt, SocketSpec, TransportMatch};
 use nuncio_core::diag::{At, Report};
 use nuncio_core::proxy_protocol::PassTlvs;
+use nuncio_format::Tlvs;
 use nuncio_proto::Message;
 use nuncio_proto::envoy::config::cluster::v3 as pb;
 use nuncio_proto::envoy::config::core::v3::socket_option::Value as OptionValue;
 use nuncio_proto::envoy::config::core::v3::transport_socket::ConfigType;
-use nuncio_proto::envoy::config::core::v3::{BindConfig, SocketAddress, SocketOption, TlvEntry, TransportSocket};
+use nuncio_proto::envoy::config::core::v3::{BindConfig, SocketAddress, SocketOption, TransportSocket};
 use nuncio_proto::envoy::extensions::transport_sockets::proxy_protocol::v3::ProxyProtocolUpstreamTransport;
 use nuncio_proto::envoy::extensions::transport_sockets::tls::v3::UpstreamTlsContext;
 use nuncio_proto::typed::unpack;
@@ -92,7 +93,7 @@ fn proxy_protocol(bytes: &[u8], scope: &nuncio_stats::Scope, at: &At<'_>, cx: &m
     // `tlv_as_pool_key` is always so: connections that tell other TLVs are other connections.
     refuse(cx.report, at, &[(proto.allow_unspecified_address, "allow_unspecified_address")]);
     let pass = PassTlvs::compile(config.pass_through_tlvs.as_ref(), &at_config.field("pass_through_tlvs"), cx.report);
-    let added = added_tlvs(&config.added_tlvs, &at_config.field("added_tlvs"), cx.report);
+    let added = Tlvs::compile(&config.added_tlvs, &at_config.field("added_tlvs"), cx.report)?;
     let Some(inner) = &proto.transport_socket else {
         cx.report.error(&at.field("transport_socket"), "missing", "PROXY protocol wraps another transport socket");
         return None;
@@ -104,23 +105,6 @@ fn proxy_protocol(bytes: &[u8], scope: &nuncio_stats::Scope, at: &At<'_>, cx: &m
     }
     // ProxyProtocolConfig.Version: V1 = 0, V2 = 1.
     Some(Socket::Proxy(Arc::new(ProxySocket { v2: config.version == 1, pass, added, inner })))
-}
-
-fn added_tlvs(protos: &[TlvEntry], at: &At<'_>, report: &mut Report) -> Box<[(u8, Vec<u8>)]> {
-    let mut one = |(i, tlv): (usize, &TlvEntry)| {
-        let at = at.index(i);
-        if tlv.format_string.is_some() {
-            report.unsupported(&at.field("format_string"), "format_string of a TLV of a transport socket");
-        }
-        match u8::try_from(tlv.r#type) {
-            Ok(kind) if tlv.value.len() <= usize::from(u16::MAX) => Some((kind, tlv.value.clone())),
-            _ => {
-                report.error(&at, format!("type {}, {} bytes", tlv.r#type, tlv.value.len()), "type 0 to 255, at most 65535 bytes");
-                None
-            }
-        }
-    };
-    protos.iter().enumerate().filter_map(&mut one).collect()
 }
 
 /// Bind address, keep-alive, happy eyeballs.
@@ -156,39 +140,44 @@ pub(super) fn compile(proto: &pb::Cluster, at: &At<'_>, cx: &mut ClusterCx<'_>) 
     spec
 }
 
+/// The one selector of local addresses that Envoy has, which is also the default.
+const DEFAULT_SELECTOR: &str = "envoy.config.upstream.local_address_selector.v3.DefaultLocalAddressSelector";
+
 /// `BindConfig`, of a cluster or of the cluster manager.
 #[allow(deprecated)]
 pub(crate) fn bind(config: &BindConfig, at: &At<'_>, report: &mut Report) -> BindSpec {
     let mut sources = Vec::new();
+    let own = |address| BindSource { address, options: None };
     if let Some(address) = &config.source_address {
-        sources.extend(source(address, &at.field("source_address"), report));
+        sources.extend(source(address, &at.field("source_address"), report).map(own));
     }
     let list = at.field("extra_source_addresses");
     for (i, extra) in config.extra_source_addresses.iter().enumerate() {
         let at = list.index(i);
-        if extra.socket_options.is_some() {
-            report.unsupported(&at.field("socket_options"), "socket_options of one source address");
-        }
+        let options = extra.socket_options.as_ref().map(|o| socket_options(&o.socket_options, &at.field("socket_options"), report));
         match &extra.address {
-            Some(address) => sources.extend(source(address, &at.field("address"), report)),
+            Some(address) => sources.extend(source(address, &at.field("address"), report).map(|address| BindSource { address, options })),
             None => report.error(&at.field("address"), "missing", "an address"),
         }
     }
     let list = at.field("additional_source_addresses");
     for (i, address) in config.additional_source_addresses.iter().enumerate() {
-        sources.extend(source(address, &list.index(i), report));
+        sources.extend(source(address, &list.index(i), report).map(own));
     }
-    refuse(
-        report,
-        at,
-        &[
-            (config.local_address_selector.is_some(), "local_address_selector"),
-            (config.validate_network_namespaces, "validate_network_namespaces"),
-        ],
-    );
-    let list = at.field("socket_options");
-    let options = config.socket_options.iter().enumerate().filter_map(|(i, o)| socket_option(o, &list.index(i), report)).collect();
+    if let Some(selector) = &config.local_address_selector {
+        let at = at.field("local_address_selector");
+        let unknown = extension(selector, &at, report).is_some_and(|typed| typed.name != DEFAULT_SELECTOR);
+        if unknown {
+            report.unsupported(&at, format_args!("local address selector {}", selector.name));
+        }
+    }
+    refuse(report, at, &[(config.validate_network_namespaces, "validate_network_namespaces")]);
+    let options = socket_options(&config.socket_options, &at.field("socket_options"), report);
     BindSpec { sources: sources.into_boxed_slice(), freebind: config.freebind.unwrap_or(false), options }
+}
+
+fn socket_options(options: &[SocketOption], list: &At<'_>, report: &mut Report) -> Box<[SocketOpt]> {
+    options.iter().enumerate().filter_map(|(i, o)| socket_option(o, &list.index(i), report)).collect()
 }
 
 fn source(address: &SocketAddress, at: &At<'_>, report: &mut Report) -> Option<SocketAddr> {

@@ -61,6 +61,14 @@ pub(crate) enum Kind {
     Grpc(Box<GrpcCheck>),
 }
 
+/// Which HTTP a check speaks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Codec {
+    pub h2: bool,
+    /// `use_alpn_protocol`: what ALPN chose goes before `h2`.
+    pub by_alpn: bool,
+}
+
 /// `HttpHealthCheck`.
 #[derive(Debug)]
 pub(crate) struct HttpCheck {
@@ -77,7 +85,7 @@ pub(crate) struct HttpCheck {
     pub send: Option<Bytes>,
     /// Bytes of the body that are looked at; 0 for all.
     pub buffer: usize,
-    pub h2: bool,
+    pub codec: Codec,
     pub service: Option<StringMatcher>,
 }
 
@@ -274,7 +282,7 @@ fn http(check: &HttpHealthCheck, at: &At<'_>, report: &mut Report) -> Option<Htt
         receive,
         send: send.map(Bytes::from),
         buffer,
-        h2,
+        codec: Codec { h2, by_alpn: check.use_alpn_protocol },
         service,
     })
 }

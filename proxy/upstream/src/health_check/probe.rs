@@ -1,12 +1,13 @@
 //! One health check of one host: connect, ask, judge the answer. Control thread; none of it is in the cluster's traffic stats.
 
-use super::{AddedHeader, GrpcCheck, HealthCheckSpec, HttpCheck, Kind, TcpCheck, holds};
+use super::{AddedHeader, Codec, GrpcCheck, HealthCheckSpec, HttpCheck, Kind, TcpCheck, holds};
 use crate::cluster::Cluster;
 use crate::host::Host;
-use crate::pool::connect;
 use crate::pool::key::Speaks;
+use crate::pool::{connect, proxy};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
+use nuncio_core::grpc::grpc_timeout_value;
 use nuncio_core::views::{ClusterView, HostView};
 use nuncio_core::{Address, Frame, HttpVersion, RequestHead, ResponseHead};
 use nuncio_http::{ClientStream, h1, h2};
@@ -72,18 +73,13 @@ fn target(spec: &HealthCheckSpec, host: &Host) -> Address {
     }
 }
 
-async fn dial(cluster: &Cluster, spec: &HealthCheckSpec, host: &Host, speaks: Option<Speaks>) -> Option<Transport> {
-    let transport = match &spec.criteria {
-        Some(criteria) => {
-            let matches = |t: &&crate::spec::TransportMatch| {
-                t.criteria.iter().all(|(k, v)| criteria.iter().any(|(name, value)| name == k && value == v))
-            };
-            let found = cluster.spec.transports.iter().skip(1).find(matches);
-            found.or(cluster.spec.transports.first())
-        }
-        None => cluster.spec.transports.get(usize::from(host.transport)),
-    };
-    connect::for_check(cluster, host, &target(spec, host), transport.map(|t| &t.socket), spec.alpn.as_deref(), speaks).await.ok()
+/// A new connection, and whether ALPN chose HTTP/2 on it, if it chose anything.
+async fn dial(cluster: &Cluster, spec: &HealthCheckSpec, host: &Host, speaks: Option<Speaks>) -> Option<(Transport, Option<bool>)> {
+    let transport = cluster.spec.transport_for(host, spec.criteria.as_ref());
+    let address = target(spec, host);
+    let dialled = connect::for_check(cluster, host, &address, transport.map(|t| &t.socket), spec.alpn.as_deref(), speaks).await;
+    let (io, tls) = dialled.ok()?;
+    Some((io, tls.and_then(|tls| tls.alpn.as_ref().map(|alpn| &**alpn == "h2"))))
 }
 
 /// The authority of checks: the endpoint's `health_check_config`, the check's, the cluster's name. Source: Envoy's `getHostname`.
@@ -102,7 +98,9 @@ async fn http(cluster: &Cluster, spec: &HealthCheckSpec, check: &HttpCheck, host
     if let Some(body) = &check.send {
         request.headers.insert(http::header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
-    let Some(mut stream) = begin(cluster, spec, host, kept, check.h2, &request, check.send.is_none()).await else { return Some(NETWORK) };
+    let Some(mut stream) = begin(cluster, spec, host, kept, check.codec, &request, check.send.is_none()).await else {
+        return Some(NETWORK);
+    };
     if let Some(body) = &check.send {
         let sent = poll_fn(|cx| stream.poll_ready(cx)).await.and_then(|()| stream.send_data(body.clone(), true));
         if sent.is_err() {
@@ -165,24 +163,34 @@ async fn begin(
     spec: &HealthCheckSpec,
     host: &Host,
     kept: &mut Kept,
-    two: bool,
+    codec: Codec,
     request: &RequestHead,
     end: bool,
 ) -> Option<ClientStream<Transport>> {
     let options = cluster.codec().clone();
-    if two {
-        let client = match kept.h2.take().filter(|c| c.is_ready()) {
-            Some(client) => client,
-            None => h2::Client::connect(dial(cluster, spec, host, Some(Speaks::H2)).await?, options).await.ok()?,
+    let mut two = kept.h2.take().filter(|c| c.is_ready());
+    let mut one = kept.h1.take();
+    if two.is_none() && one.as_mut().is_none_or(|c| !c.is_reusable()) {
+        one = None;
+        let speaks = if codec.by_alpn {
+            Speaks::Auto
+        } else if codec.h2 {
+            Speaks::H2
+        } else {
+            Speaks::H1
         };
+        let (io, chosen) = dial(cluster, spec, host, Some(speaks)).await?;
+        if chosen.filter(|_| codec.by_alpn).unwrap_or(codec.h2) {
+            two = Some(h2::Client::connect(io, options).await.ok()?);
+        } else {
+            one = Some(h1::Client::new(io, options));
+        }
+    }
+    if let Some(client) = two {
         kept.h2 = Some(client.clone());
         return client.send(request, end).ok().map(ClientStream::H2);
     }
-    let mut client = kept.h1.take();
-    if client.as_mut().is_none_or(|c| !c.is_reusable()) {
-        client = Some(h1::Client::new(dial(cluster, spec, host, Some(Speaks::H1)).await?, options));
-    }
-    client?.send(request, end).ok().map(ClientStream::H1)
+    one?.send(request, end).ok().map(ClientStream::H1)
 }
 
 fn keep(stream: ClientStream<Transport>, kept: &mut Kept) {
@@ -211,9 +219,9 @@ async fn answer(stream: &mut ClientStream<Transport>, most: usize) -> Option<(Re
 }
 
 async fn tcp(cluster: &Cluster, spec: &HealthCheckSpec, check: &TcpCheck, host: &Host) -> Option<Finding> {
-    let Some(mut io) = dial(cluster, spec, host, None).await else { return Some(NETWORK) };
+    let Some((mut io, _)) = dial(cluster, spec, host, None).await else { return Some(NETWORK) };
     if let Some(v2) = check.proxy
-        && io.write_all(&connect::proxy_header(v2, None)).await.is_err()
+        && io.write_all(&proxy::proxy_header(v2, None)).await.is_err()
     {
         return Some(NETWORK);
     }
@@ -236,8 +244,13 @@ async fn grpc(cluster: &Cluster, spec: &HealthCheckSpec, check: &GrpcCheck, host
     for (name, value) in [("content-type", "application/grpc"), ("te", "trailers"), ("user-agent", "Envoy/HC")] {
         request.headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
+    if let Ok(value) = HeaderValue::from_str(&grpc_timeout_value(spec.timeout)) {
+        request.headers.append(HeaderName::from_static("grpc-timeout"), value);
+    }
     add(&mut request, &check.headers);
-    let Some(mut stream) = begin(cluster, spec, host, kept, true, &request, false).await else { return Some(NETWORK) };
+    let Some(mut stream) = begin(cluster, spec, host, kept, Codec { h2: true, by_alpn: false }, &request, false).await else {
+        return Some(NETWORK);
+    };
     if stream.send_data(grpc_request(&check.service), true).is_err() {
         return Some(NETWORK);
     }

@@ -160,10 +160,8 @@ fn apply(cluster: &Cluster, spec: &HealthCheckSpec, host: &Host, session: &mut S
     }
     if after.has(HealthFlags::FAILED_ACTIVE_HC) {
         cluster.drop_pending();
-    } else if matches!(finding, Finding::Healthy { .. })
-        && let Some(outlier) = &cluster.spec.outlier
-    {
-        outlier::health_check_passed(cluster, outlier, host);
+    } else if matches!(finding, Finding::Healthy { .. }) {
+        outlier::health_check_passed(cluster, host);
     }
     transition
 }

@@ -4,11 +4,12 @@
 use crate::cluster::Cluster;
 use crate::host::Host;
 use crate::pool::io::{Filters, Opened, PoolIo};
-use crate::pool::key::{Key, Proxied, Speaks};
-use crate::spec::{BindSpec, Socket, SocketOpt, SocketSpec};
+use crate::pool::key::{Key, Speaks};
+use crate::pool::proxy::{self, Told};
+use crate::spec::{BindSource, BindSpec, Socket, SocketOpt, SocketSpec};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use nuncio_core::filter_state::OriginalSource;
-use nuncio_core::info::{TrafficDirection, UpstreamInfo};
+use nuncio_core::info::{ConnectMoments, TrafficDirection, UpstreamInfo};
 use nuncio_core::views::{ClusterView, HostView};
 use nuncio_core::{Address, ConnectionInfo, HttpVersion, StreamError, TlsInfo};
 use nuncio_tls::{ConnectOptions, Transport};
@@ -22,9 +23,6 @@ use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 /// Time before the next address is tried beside the one that hangs. Source: RFC 8305, and Envoy's `happy_eyeballs_connection_impl.cc`.
 const NEXT_ADDRESS: Duration = Duration::from_millis(300);
-
-/// Bytes of a PROXY header of version 2 before its addresses.
-const HEADER_V2: usize = 16;
 
 /// A connection that is up, and what is known of it.
 pub(crate) struct Connected {
@@ -89,9 +87,11 @@ fn stand_in(info: &UpstreamInfo) -> ConnectionInfo {
     ConnectionInfo { direction: TrafficDirection::Outbound, ..ConnectionInfo::plain(local, remote, "".into()) }
 }
 
-async fn handshake(cluster: &Cluster, host: &Host, key: &Key, http: bool) -> Result<(Transport, UpstreamInfo), String> {
+async fn handshake(cluster: &Arc<Cluster>, host: &Arc<Host>, key: &Key, http: bool) -> Result<(Transport, UpstreamInfo), String> {
+    let began = Instant::now();
     let io = open_transport(&cluster.spec.socket, host.address(), &host.additional, key.origin.as_ref()).await.map_err(|e| reason(&e))?;
     let mut info = UpstreamInfo { local: io.local_addr().ok(), remote: io.peer_addr().ok(), ..UpstreamInfo::default() };
+    info.connect = ConnectMoments { began: Some(began), connected: Some(Instant::now()), secured: None };
     if let Address::Pipe(_) = host.address() {
         info.remote = Some(host.address().clone());
     }
@@ -105,7 +105,9 @@ async fn handshake(cluster: &Cluster, host: &Host, key: &Key, http: bool) -> Res
         hostname,
         verify_sans: key.sans.as_deref(),
     };
-    let (io, tls) = secure(io, &matched.socket, key.proxied.as_ref(), &options).await?;
+    let told = key.proxied.as_ref().map(|proxied| Told { proxied, cluster, host });
+    let (io, tls) = secure(io, &matched.socket, told, &options).await?;
+    info.connect.secured = tls.is_some().then(Instant::now);
     info.tls = tls;
     Ok((io, info))
 }
@@ -125,22 +127,11 @@ fn fallback(speaks: Option<Speaks>) -> Vec<Vec<u8>> {
 async fn secure(
     mut io: Transport,
     mut socket: &Socket,
-    proxied: Option<&Proxied>,
+    told: Option<Told<'_>>,
     options: &ConnectOptions<'_>,
 ) -> Result<(Transport, Option<Arc<TlsInfo>>), String> {
     if let Socket::Proxy(proxy) = socket {
-        let header = match proxied {
-            Some(told) => {
-                let header = proxy_header(proxy.v2, Some((told.source, told.destination)));
-                with_tlvs(header, &told.tlvs)
-            }
-            // Version 1 has no way to say that a connection is nobody's but the proxy's.
-            None if !proxy.v2 => {
-                let end = |address: io::Result<Address>| address.ok().and_then(|a| a.socket());
-                proxy_header(false, end(io.local_addr()).zip(end(io.peer_addr())))
-            }
-            None => proxy_header(true, None),
-        };
+        let header = proxy::header_of(proxy, told, &io);
         io.write_all(&header).await.map_err(|e| reason(&e))?;
         socket = &proxy.inner;
     }
@@ -150,7 +141,7 @@ async fn secure(
     Ok((io, Some(info)))
 }
 
-/// A connection for a health check, which counts nowhere.
+/// A connection for a health check or a load report stream, which counts nowhere.
 pub(crate) async fn for_check(
     cluster: &Cluster,
     host: &Host,
@@ -158,13 +149,13 @@ pub(crate) async fn for_check(
     socket: Option<&Socket>,
     alpn: Option<&[Vec<u8>]>,
     speaks: Option<Speaks>,
-) -> Result<Transport, String> {
+) -> Result<(Transport, Option<Arc<TlsInfo>>), String> {
     let io = open_transport(&cluster.spec.socket, address, &[], None).await.map_err(|e| reason(&e))?;
-    let Some(socket) = socket else { return Ok(io) };
+    let Some(socket) = socket else { return Ok((io, None)) };
     let fallback = fallback(speaks);
     let hostname = Some(host.hostname()).filter(|h| !h.is_empty());
     let options = ConnectOptions { alpn, alpn_fallback: &fallback, hostname, ..ConnectOptions::default() };
-    Ok(secure(io, socket, None, &options).await?.0)
+    secure(io, socket, None, &options).await
 }
 
 /// Envoy's words where it has some.
@@ -225,8 +216,9 @@ fn prepare(socket: &TcpSocket, spec: &SocketSpec, address: SocketAddr, origin: O
         }
         socket2::SockRef::from(socket).set_tcp_keepalive(&keep)?;
     }
+    let source = spec.bind.as_ref().and_then(|b| b.sources.iter().find(|s| s.address.is_ipv4() == address.is_ipv4()));
     if let Some(bind) = &spec.bind {
-        for option in &bind.options {
+        for option in source.and_then(|s| s.options.as_ref()).unwrap_or(&bind.options) {
             apply(socket, *option)?;
         }
     }
@@ -235,7 +227,7 @@ fn prepare(socket: &TcpSocket, spec: &SocketSpec, address: SocketAddr, origin: O
         return bind_origin(socket, origin);
     }
     let Some(bind) = &spec.bind else { return Ok(()) };
-    bind_source(socket, bind, address)
+    bind_source(socket, bind, source, address)
 }
 
 /// Binds to the client's address (original_src), as far as the system allows it.
@@ -253,7 +245,7 @@ fn bind_origin(socket: &TcpSocket, origin: &OriginalSource) -> io::Result<()> {
     socket.bind(SocketAddr::new(origin.address, 0))
 }
 
-fn bind_source(socket: &TcpSocket, bind: &BindSpec, address: SocketAddr) -> io::Result<()> {
+fn bind_source(socket: &TcpSocket, bind: &BindSpec, source: Option<&BindSource>, address: SocketAddr) -> io::Result<()> {
     if bind.freebind {
         let raw = socket2::SockRef::from(socket);
         if address.is_ipv4() {
@@ -262,8 +254,8 @@ fn bind_source(socket: &TcpSocket, bind: &BindSpec, address: SocketAddr) -> io::
             raw.set_freebind_v6(true)?
         };
     }
-    match bind.sources.iter().find(|s| s.is_ipv4() == address.is_ipv4()) {
-        Some(source) => socket.bind(*source),
+    match source {
+        Some(source) => socket.bind(source.address),
         None => Ok(()),
     }
 }
@@ -339,60 +331,6 @@ fn interleave(all: Vec<SocketAddr>, v4_first: Option<bool>, count: usize) -> Vec
     }
 }
 
-/// The PROXY protocol header that tells `addresses` (client, server); `UNKNOWN`/LOCAL if there are none.
-pub fn proxy_header(v2: bool, addresses: Option<(SocketAddr, SocketAddr)>) -> Vec<u8> {
-    // Both ends must be of one family; an IPv4 beside an IPv6 is told as mapped.
-    let addresses = addresses.map(|(a, b)| match (a, b) {
-        (SocketAddr::V4(x), SocketAddr::V6(_)) => (SocketAddr::new(x.ip().to_ipv6_mapped().into(), x.port()), b),
-        (SocketAddr::V6(_), SocketAddr::V4(y)) => (a, SocketAddr::new(y.ip().to_ipv6_mapped().into(), y.port())),
-        _ => (a, b),
-    });
-    if !v2 {
-        return match addresses {
-            None => b"PROXY UNKNOWN\r\n".to_vec(),
-            Some((a, b)) => {
-                let family = if a.is_ipv4() { "TCP4" } else { "TCP6" };
-                format!("PROXY {family} {} {} {} {}\r\n", a.ip(), b.ip(), a.port(), b.port()).into_bytes()
-            }
-        };
-    }
-    let mut out = b"\r\n\r\n\0\r\nQUIT\n".to_vec();
-    match addresses {
-        None => out.extend([0x20, 0x00, 0x00, 0x00]),
-        Some((SocketAddr::V4(a), SocketAddr::V4(b))) => {
-            out.extend([0x21, 0x11, 0x00, 12]);
-            out.extend(a.ip().octets());
-            out.extend(b.ip().octets());
-            out.extend(a.port().to_be_bytes());
-            out.extend(b.port().to_be_bytes());
-        }
-        Some((SocketAddr::V6(a), SocketAddr::V6(b))) => {
-            out.extend([0x21, 0x21, 0x00, 36]);
-            out.extend(a.ip().octets());
-            out.extend(b.ip().octets());
-            out.extend(a.port().to_be_bytes());
-            out.extend(b.port().to_be_bytes());
-        }
-        // Made alike above.
-        Some(_) => out.extend([0x20, 0x00, 0x00, 0x00]),
-    }
-    out
-}
-
-/// `header` of version 2 with TLVs behind it; without them if they do not fit.
-fn with_tlvs(mut header: Vec<u8>, tlvs: &[u8]) -> Vec<u8> {
-    let length = header.len().saturating_sub(HEADER_V2) + tlvs.len();
-    match (header.get_mut(HEADER_V2 - 2..HEADER_V2), u16::try_from(length)) {
-        (Some(place), Ok(length)) if !tlvs.is_empty() => {
-            place.copy_from_slice(&length.to_be_bytes());
-            header.extend_from_slice(tlvs);
-        }
-        (_, Err(_)) => log::warn!("PROXY protocol: {} bytes of TLVs do not fit", tlvs.len()),
-        _ => {}
-    }
-    header
-}
-
 /// The cluster as formatters name it, for logs of connect failures.
 pub(crate) fn describe(cluster: &Cluster, host: &Host) -> String {
     format!("{} ({})", host.address(), ClusterView::name(cluster))
@@ -410,22 +348,5 @@ mod tests {
         assert_eq!(text(interleave(all(), None, 1)), "1.1.1.1 ::3 2.2.2.2 ::4 3.3.3.3");
         assert_eq!(text(interleave(all(), Some(false), 1)), "::3 1.1.1.1 ::4 2.2.2.2 3.3.3.3");
         assert_eq!(text(interleave(all(), Some(true), 2)), "1.1.1.1 2.2.2.2 ::3 3.3.3.3 ::4");
-    }
-    #[test]
-    fn tlvs_follow_addresses() {
-        let pair = Some(("10.0.0.1:1000".parse().unwrap(), "10.0.0.2:80".parse().unwrap()));
-        let header = with_tlvs(proxy_header(true, pair), &[2, 0, 1, b'x']);
-        assert_eq!((&header[14..16], &header[28..]), (&[0, 16][..], &[2, 0, 1, b'x'][..]));
-        assert_eq!(with_tlvs(proxy_header(true, pair), &[0; 65_530]).len(), 28);
-    }
-    #[test]
-    fn proxy_headers() {
-        let pair = Some(("10.0.0.1:1000".parse().unwrap(), "10.0.0.2:80".parse().unwrap()));
-        assert_eq!(proxy_header(false, pair), b"PROXY TCP4 10.0.0.1 10.0.0.2 1000 80\r\n");
-        assert_eq!(proxy_header(false, None), b"PROXY UNKNOWN\r\n");
-        assert_eq!(proxy_header(true, pair)[12..], [0x21, 0x11, 0, 12, 10, 0, 0, 1, 10, 0, 0, 2, 3, 232, 0, 80]);
-        let mixed = Some(("[2001:db8::1]:1".parse().unwrap(), "10.0.0.2:80".parse().unwrap()));
-        assert_eq!(proxy_header(false, mixed), b"PROXY TCP6 2001:db8::1 ::ffff:10.0.0.2 1 80\r\n");
-        assert_eq!(proxy_header(true, mixed).len(), 16 + 36);
     }
 }

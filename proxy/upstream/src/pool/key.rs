@@ -3,14 +3,14 @@
 use crate::cluster::Cluster;
 use crate::context::{OpenOptions, RoutingPriority};
 use crate::host::Host;
-use crate::spec::{ProtocolMode, ProxySocket, Socket};
+use crate::pool::proxy::Proxied;
+use crate::spec::{ProtocolMode, Socket};
 use hashbrown::Equivalent;
 use nuncio_core::filter_state::{ApplicationProtocols, OriginalSource};
-use nuncio_core::proxy_protocol::ProxyTlvs;
-use nuncio_core::{ConnectionInfo, HttpVersion, RequestHead};
+use nuncio_core::{HttpVersion, RequestHead};
 use std::borrow::Cow;
 use std::hash::{Hash, Hasher};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 /// Protocol that a pool's connections speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,36 +19,6 @@ pub(crate) enum Speaks {
     H2,
     /// What ALPN says.
     Auto,
-}
-
-/// What PROXY protocol tells.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Proxied {
-    pub source: SocketAddr,
-    pub destination: SocketAddr,
-    /// Encoded for version 2; empty in version 1.
-    pub tlvs: Vec<u8>,
-}
-
-impl Proxied {
-    /// What `socket` tells of `downstream`; none if that has no IP addresses.
-    fn new(socket: &ProxySocket, downstream: &ConnectionInfo) -> Option<Self> {
-        let (source, destination) = (downstream.remote.socket()?, downstream.local.socket()?);
-        let mut tlvs = Vec::new();
-        if socket.v2 {
-            let mut put = |kind: u8, value: &[u8]| {
-                tlvs.push(kind);
-                tlvs.extend(u16::try_from(value.len()).unwrap_or_default().to_be_bytes());
-                tlvs.extend(value);
-            };
-            socket.added.iter().for_each(|(kind, value)| put(*kind, value));
-            if let Some(passed) = downstream.filter_state.borrow().get_as::<ProxyTlvs>(ProxyTlvs::KEY) {
-                let new = |kind: u8| socket.pass.passes(kind) && !socket.added.iter().any(|(k, _)| *k == kind);
-                passed.0.iter().filter(|(kind, _)| new(*kind)).for_each(|(kind, value)| put(*kind, value));
-            }
-        }
-        Some(Self { source, destination, tlvs })
-    }
 }
 
 /// A key in pieces that are borrowed from a request.

@@ -9,6 +9,7 @@ pub(crate) mod connect;
 pub(crate) mod io;
 pub(crate) mod key;
 mod preconnect;
+pub(crate) mod proxy;
 
 use crate::breaker::Kind;
 use crate::cluster::Cluster;
@@ -85,6 +86,8 @@ pub(crate) struct Pool {
     /// The latest description of the host.
     host: RefCell<Arc<Host>>,
     inner: RefCell<Inner>,
+    /// The cluster's [`Cluster::host_sets`] that the connections belong to.
+    host_sets: Cell<u64>,
 }
 
 #[derive(Default)]
@@ -119,7 +122,8 @@ impl Pool {
             cluster.stats().traffic.upstream_cx_pool_overflow.inc();
             return None;
         }
-        Some(Rc::new(Self { cluster: cluster.clone(), key, host: RefCell::new(host.clone()), inner: RefCell::default() }))
+        let host_sets = Cell::new(cluster.host_sets());
+        Some(Rc::new(Self { cluster: cluster.clone(), key, host: RefCell::new(host.clone()), inner: RefCell::default(), host_sets }))
     }
     /// The host as it is now described; new connections go there.
     pub(crate) fn set_host(&self, host: &Arc<Host>) {
@@ -133,11 +137,19 @@ impl Pool {
     }
     /// A lease that is to be had at once.
     pub(crate) fn checkout(&self) -> Option<Lease> {
+        self.follow_host_set();
         let mut inner = self.inner.borrow_mut();
         if !inner.waiters.is_empty() {
             return None;
         }
         self.take(&mut inner)
+    }
+    /// `close_connections_on_host_set_change`: drains what was made before the set of hosts changed.
+    fn follow_host_set(&self) {
+        let now = self.cluster.host_sets();
+        if self.host_sets.replace(now) != now {
+            self.drain();
+        }
     }
     fn take(&self, inner: &mut Inner) -> Option<Lease> {
         while let Some(mut conn) = inner.idle.pop() {
@@ -361,6 +373,7 @@ impl Pool {
     }
     /// Whether a connection may go on; false closes it.
     fn keeps(&self, facts: &Facts) -> bool {
+        self.follow_host_set();
         let inner = self.inner.borrow();
         facts.generation == inner.generation && !self.cluster.is_retired() && !self.host.borrow().is_removed()
     }
@@ -425,6 +438,7 @@ impl Pool {
     }
     /// Housekeeping. True if the pool is of no use any more.
     pub(crate) fn sweep(&self, now: Instant) -> bool {
+        self.follow_host_set();
         let host = self.host.borrow().clone();
         let gone = self.cluster.is_retired() || host.is_removed();
         let unhealthy = host.flags().has(HealthFlags::FAILED_ACTIVE_HC | HealthFlags::FAILED_OUTLIER_CHECK);

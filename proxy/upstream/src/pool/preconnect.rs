@@ -14,7 +14,16 @@ impl Pool {
         }
         let (active, free) = Self::load(inner);
         let wanted = (inner.waiters.len() + active + usize::from(next)) as f64 * ratio;
-        wanted > coming.saturating_add(free).saturating_add(active) as f64
+        wanted > coming.saturating_add(free).saturating_add(active) as f64 && self.is_eligible()
+    }
+    /// Whether `preconnect_enabled_metadata` lets the host have more connections than it needs.
+    fn is_eligible(&self) -> bool {
+        let Some(matcher) = &self.cluster.spec.preconnect.eligible else { return true };
+        let eligible = matcher.matches_metadata(self.host.borrow().metadata.get());
+        if !eligible {
+            self.cluster.stats().traffic.upstream_cx_preconnect_skipped.inc();
+        }
+        eligible
     }
     /// Streams that run, and streams that connections have room for.
     fn load(inner: &Inner) -> (usize, usize) {

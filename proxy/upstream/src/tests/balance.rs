@@ -106,7 +106,10 @@ fn unhealthy_endpoints_get_nothing_unless_panic() {
     let hosts = [(A, ""), (B, "health_status: UNHEALTHY"), (C, "health_status: DRAINING")];
     let c = cluster(&static_cluster("common_lb_config: {healthy_panic_threshold: {value: 0}}", &hosts));
     assert_eq!(spread(&c, 100, &LbContext::default()), HashMap::from([(A.to_string(), 100)]));
+    // Who drains is not counted at all: one of two is no panic.
     let c = cluster(&static_cluster("", &hosts));
+    assert_eq!(spread(&c, 100, &LbContext::default()).len(), 1);
+    let c = cluster(&static_cluster("", &[hosts[0], hosts[1], (C, "health_status: TIMEOUT")]));
     let count = spread(&c, 300, &LbContext::default());
     assert_eq!(count.len(), 3, "a third is below 50%: panic");
     assert_eq!(c.stats().lb.lb_healthy_panic.value(), 300);
@@ -312,4 +315,39 @@ fn hashes_fall_as_in_envoy() {
             .collect();
         assert_eq!(picks, expected, "{policy} {weights:?}");
     }
+}
+
+#[test]
+fn the_policy_hashes_by_itself() {
+    let policy = |fields: &str| {
+        format!(
+            "load_balancing_policy: {{policies: [{{typed_extension_config: {{name: p, typed_config: {{'@type': type.googleapis.com/envoy.extensions.load_balancing_policies.{fields}}}}}}}]}}"
+        )
+    };
+    let hash = "consistent_hashing_lb_config: {hash_policy: [{header: {header_name: x-user}}, {cookie: {name: c, ttl: 0s}}]}";
+    for kind in ["ring_hash.v3.RingHash", "maglev.v3.Maglev"] {
+        let c = cluster(&static_cluster(&policy(&format!("{kind}, {hash}")), &[(A, ""), (B, "")]));
+        let mut request = get();
+        request.headers.append(http::HeaderName::from_static("x-user"), http::HeaderValue::from_static("me"));
+        let info = nuncio_core::StreamInfo::new(std::rc::Rc::new(kit::connection()), None);
+        let result = c.hash_policy().unwrap().hash(&request, &info);
+        assert!(result.hash.is_some() && result.set_cookies.len() == 1);
+    }
+    assert!(cluster(&static_cluster(&policy("maglev.v3.Maglev"), &[(A, "")])).hash_policy().is_none());
+    let wrong = policy("maglev.v3.Maglev, consistent_hashing_lb_config: {hash_policy: [{header: {header_name: ''}}]}");
+    let refused = compile_with(&server(), &Arc::default(), &proto(&static_cluster(&wrong, &[(A, "")])));
+    assert!(refused.is_err_and(|r| r.summary().contains("hash_policy[0].header.header_name")));
+}
+
+#[test]
+fn the_picked_host_is_told() {
+    let policy = "load_balancing_policy: {policies: [{typed_extension_config: {name: p, typed_config: {'@type': type.googleapis.com/envoy.extensions.load_balancing_policies.override_host.v3.OverrideHost, override_host_sources: [{header: x-h}], selected_host_key: {key: envoy.lb, path: [{key: a}, {key: b}]}, fallback_policy: {policies: [{typed_extension_config: {name: r, typed_config: {'@type': type.googleapis.com/envoy.extensions.load_balancing_policies.random.v3.Random}}}]}}}}]}";
+    let c = cluster(&static_cluster(policy, &[(A, "")]));
+    let mut info = nuncio_core::StreamInfo::new(std::rc::Rc::new(kit::connection()), None);
+    c.tell_selected(&c.hosts()[0], &mut info);
+    assert!(format!("{:?}", info.metadata("envoy.lb").unwrap()).contains(A));
+    let mut info = nuncio_core::StreamInfo::new(std::rc::Rc::new(kit::connection()), None);
+    let plain = cluster(&static_cluster("", &[(A, "")]));
+    plain.tell_selected(&plain.hosts()[0], &mut info);
+    assert!(info.metadata.is_none());
 }

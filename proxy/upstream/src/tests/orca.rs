@@ -82,6 +82,7 @@ fn hosts_that_come_have_the_median() {
 #[test]
 fn what_a_report_is_worth() {
     let spec = |metrics: &[&str], error_penalty| OrcaSpec {
+        oob: None,
         blackout: Duration::ZERO,
         expiration: Duration::ZERO,
         update: Duration::ZERO,
@@ -127,9 +128,14 @@ fn formats() {
 }
 
 #[test]
-fn out_of_band_reports_are_refused() {
-    for fields in [", enable_oob_load_report: true", ", oob_reporting_config: {}"] {
-        let refused = compile_with(&server(), &Arc::default(), &proto(&static_cluster(&policy(fields), &[(A, "")])));
-        assert!(refused.is_err_and(|r| r.summary().contains("oob")), "{fields}");
-    }
+fn out_of_band_reports_are_asked_for() {
+    assert!(weighted(", oob_reporting_config: {port_value: 9}").spec.lb.orca.as_ref().unwrap().oob.is_none(), "not enabled");
+    let c = weighted(
+        ", enable_oob_load_report: true, oob_reporting_config: {port_value: 9, authority: a, transport_socket_match_criteria: {k: v}}",
+    );
+    let oob = c.spec.lb.orca.as_ref().unwrap().oob.as_ref().unwrap();
+    assert_eq!((oob.period, oob.port, &*oob.authority, oob.criteria.as_ref().unwrap().len()), (Duration::from_secs(10), Some(9), "a", 1));
+    let wrong = ", enable_oob_load_report: true, oob_reporting_config: {port_value: 65536}";
+    let refused = compile_with(&server(), &Arc::default(), &proto(&static_cluster(&policy(wrong), &[(A, "")])));
+    assert!(refused.is_err_and(|r| r.summary().contains("oob_reporting_config.port_value")));
 }

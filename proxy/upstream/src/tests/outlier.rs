@@ -186,3 +186,45 @@ fn events_are_logged() {
     assert_eq!(lines[1]["action"].as_str(), Some("UNEJECT"));
     assert_eq!(lines[1]["secs_since_last_action"].as_str(), Some("40"));
 }
+
+#[test]
+fn degraded_hosts_come_back_after_their_own_time() {
+    let c = five("detect_degraded_hosts: true, max_ejection_percent: 0, base_ejection_time: 30s");
+    let hosts = c.hosts();
+    let degraded = |i: usize| hosts[i].flags().has(HealthFlags::DEGRADED_OUTLIER_DETECTION);
+    let said = |value: &'static str| {
+        let mut headers = nuncio_core::Headers::new();
+        headers.append(http::HeaderName::from_static("x-envoy-degraded"), http::HeaderValue::from_static(value));
+        headers
+    };
+    let start = Instant::now();
+    c.report_response(&hosts[0], 503, &said("true"));
+    c.report_response(&hosts[1], 200, &nuncio_core::Headers::new());
+    assert!(!degraded(0) && !degraded(1));
+    // The value does not matter, nor how many there are.
+    c.report_response(&hosts[0], 404, &said("false"));
+    c.report_response(&hosts[1], 200, &said(""));
+    assert!(degraded(0) && degraded(1) && !ejected(&hosts[0]));
+    assert_eq!(c.stats().outlier().ejections_detected_degradation.value(), 2);
+    assert_eq!(c.membership().degraded, 2);
+    c.outlier_tick(start + Duration::from_secs(29));
+    assert!(degraded(0));
+    c.outlier_tick(start + Duration::from_secs(31));
+    assert!(!degraded(0) && !degraded(1));
+    // The next time is twice as long.
+    c.report_response(&hosts[0], 200, &said("1"));
+    c.outlier_tick(start + Duration::from_secs(45));
+    assert!(degraded(0));
+    c.outlier_tick(start + Duration::from_secs(62));
+    assert!(!degraded(0));
+    assert_eq!(c.stats().outlier().ejections_enforced_total.value(), 0);
+}
+
+#[test]
+fn nobody_is_degraded_unless_asked() {
+    let c = five("");
+    let mut headers = nuncio_core::Headers::new();
+    headers.append(http::HeaderName::from_static("x-envoy-degraded"), http::HeaderValue::from_static("true"));
+    c.report_response(&c.hosts()[0], 200, &headers);
+    assert_eq!(c.hosts()[0].flags().0, 0);
+}

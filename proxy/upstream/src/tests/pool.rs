@@ -463,3 +463,30 @@ fn no_request_fails_while_endpoints_churn() {
         assert!(servers.iter().all(|s| s.requests.load(Ordering::SeqCst) > 0));
     });
 }
+
+#[test]
+fn connections_close_with_the_set_of_hosts() {
+    run(async {
+        let server = TestServer::start(Manner::KeepAlive).await;
+        let (ip, port) = (server.address.ip(), server.address.port());
+        let endpoints = |more: &str| {
+            assignment(&format!(
+                "{{cluster_name: test, endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {ip}, port_value: {port}}}}}}}{more}}}]}}]}}"
+            ))
+        };
+        for (on, connections) in [(true, 4), (false, 1)] {
+            let before = server.connections();
+            let more = format!("common_lb_config: {{close_connections_on_host_set_change: {on}}}");
+            let c = one(&server, &more);
+            fetch(&c).await.unwrap();
+            // Said again, which is no change; then another weight, another health, and an ejection.
+            for change in ["", ", load_balancing_weight: 3", ", health_status: UNHEALTHY"] {
+                c.update_endpoints(&endpoints(change)).unwrap_or_else(|e| panic!("{}", e.summary()));
+                fetch(&c).await.unwrap();
+            }
+            c.health_changed(&c.hosts()[0], true);
+            fetch(&c).await.unwrap();
+            assert_eq!(server.connections() - before, connections, "{on}");
+        }
+    });
+}

@@ -52,6 +52,23 @@ fn the_next_hosts_are_connected_ahead() {
 }
 
 #[test]
+fn only_hosts_with_the_metadata() {
+    run(async {
+        let (a, b) = (TestServer::start(Manner::KeepAlive).await, TestServer::start(Manner::KeepAlive).await);
+        let (first, second) = (a.address.to_string(), b.address.to_string());
+        let hosts = [(first.as_str(), "metadata: {filter_metadata: {pool: {eager: true}}}"), (second.as_str(), "")];
+        let more = "preconnect_policy: {per_upstream_preconnect_ratio: 2, preconnect_enabled_metadata: {filter: pool, path: [{key: eager}], value: {bool_match: true}}}";
+        let c = cluster(&static_cluster(more, &hosts));
+        let hosts = c.hosts();
+        finish(open(&c, &hosts[1]).await.unwrap()).await.unwrap();
+        assert!(c.stats().traffic.upstream_cx_preconnect_skipped.value() > 0);
+        finish(open(&c, &hosts[0]).await.unwrap()).await.unwrap();
+        until("one more where it is wanted", || a.connections() == 2).await;
+        assert_eq!(b.connections(), 1);
+    });
+}
+
+#[test]
 fn ratios_have_limits() {
     for (field, value) in [("per_upstream_preconnect_ratio", "0.5"), ("predictive_preconnect_ratio", "3.5")] {
         let yaml = static_cluster(&format!("preconnect_policy: {{{field}: {value}}}"), &[("127.0.0.1:1", "")]);

@@ -69,3 +69,37 @@ fn the_panic_threshold_changes() {
     server.runtime.set("upstream.healthy_panic_threshold", "");
     assert_eq!(hosts(&cluster), 3);
 }
+
+#[test]
+fn outlier_detection_changes() {
+    let server = server();
+    server.runtime.set("outlier_detection.max_ejection_percent", "100");
+    let manager = manager_of(server.clone(), "{}");
+    let yaml =
+        static_cluster("outlier_detection: {consecutive_5xx: 3, interval: 7s, base_ejection_time: 30s}", &[(A, ""), (B, ""), (C, "")]);
+    let cluster = apply(&manager, &yaml);
+    let hosts = cluster.hosts();
+    let fail = |host: usize, times: usize| {
+        for _ in 0..times {
+            cluster.report(&hosts[host], crate::Outcome::HttpCode(500));
+        }
+        hosts[host].flags().has(crate::HealthFlags::FAILED_OUTLIER_CHECK)
+    };
+    server.runtime.set("outlier_detection.consecutive_5xx", "2");
+    assert!(fail(0, 2), "a new cluster begins with what runtime says, and follows it");
+    server.runtime.set("outlier_detection.enforcing_consecutive_5xx", "0");
+    assert!(!fail(1, 2), "found, but not ejected");
+    server.runtime.set("outlier_detection.enforcing_consecutive_5xx", "");
+    server.runtime.set("outlier_detection.consecutive_5xx", "");
+    assert!(!fail(1, 2));
+    assert!(fail(1, 1), "as configured again");
+    assert_eq!(cluster.outlier_interval(), Some(std::time::Duration::from_secs(7)));
+    server.runtime.set("outlier_detection.interval_ms", "250");
+    assert_eq!(cluster.outlier_interval(), Some(std::time::Duration::from_millis(250)));
+    server.runtime.set("outlier_detection.base_ejection_time_ms", "1000");
+    cluster.outlier_tick(std::time::Instant::now() + std::time::Duration::from_secs(2));
+    assert!(!fail(0, 0) && !fail(1, 0));
+    server.runtime.set("outlier_detection.max_ejection_percent", "0");
+    assert!(!fail(2, 3));
+    assert_eq!(cluster.stats().outlier().ejections_overflow.value(), 1);
+}

@@ -2,6 +2,8 @@
 //! Reports are read on workers as responses pass, weights are computed on the control thread, balancers read them as they pick.
 //! Source: `client_side_weighted_round_robin.proto`, Envoy's `orca_weight_manager.cc` and `orca_parser.cc`.
 
+pub(crate) mod oob;
+
 use crate::cluster::Cluster;
 use crate::host::{Host, millis};
 use crate::view::EndpointSet;
@@ -11,6 +13,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use http::HeaderName;
 use nuncio_core::Headers;
 use nuncio_core::views::HostView;
+use oob::OobSpec;
 use prost::Message;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -28,6 +31,8 @@ pub(crate) struct OrcaSpec {
     pub error_penalty: f64,
     /// `metric_names_for_computing_utilization`.
     pub metrics: Box<[Box<str>]>,
+    /// `enable_oob_load_report`: hosts are asked for reports over streams of their own.
+    pub oob: Option<OobSpec>,
 }
 
 /// What a host said last. Times are milliseconds since [`crate::host::epoch`].
@@ -258,5 +263,5 @@ fn json_report(text: &str) -> Option<Report> {
 }
 
 #[cfg(test)]
-#[path = "tests/orca.rs"]
+#[path = "../tests/orca.rs"]
 mod tests;

@@ -2,15 +2,23 @@
 //! worker that sees the result; success rates and ejection times are the control thread's ([`tick`]). Source: Envoy's
 //! `envoy/config/cluster/v3/outlier_detection.proto` and `outlier_detection_impl.cc`.
 
+mod event;
+mod spec;
+
+pub(crate) use event::{EventLog, timestamp};
+pub(crate) use spec::OutlierSpec;
+
 use crate::cluster::Cluster;
 use crate::host::{HealthFlags, Host, millis};
 use crate::stats::OutlierStats;
-use nuncio_core::views::{ClusterView, HostView};
-use std::io::Write;
-use std::path::Path;
+use arc_swap::ArcSwapOption;
+use event::{event, since_last};
+use http::HeaderName;
+use nuncio_core::Headers;
+use nuncio_core::registry::Runtime;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// What happened to a request or connection; Envoy's `Upstream::Outlier::Result` and `putHttpResponseCode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,38 +37,8 @@ pub enum Outcome {
     ExternalOriginRequestFailed,
     /// A remote request worked (external origin; non-HTTP protocols).
     ExternalOriginRequestSuccess,
-}
-
-/// `OutlierDetection`; numbers are counts or percent.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct OutlierSpec {
-    pub consecutive_5xx: u32,
-    pub enforcing_consecutive_5xx: u32,
-    pub consecutive_gateway_failure: u32,
-    pub enforcing_consecutive_gateway_failure: u32,
-    /// `split_external_local_origin_errors`.
-    pub split: bool,
-    pub consecutive_local_origin_failure: u32,
-    pub enforcing_consecutive_local_origin_failure: u32,
-    pub max_ejection_percent: u32,
-    pub always_eject_one: bool,
-    pub enforcing_success_rate: u32,
-    pub success_rate_minimum_hosts: u32,
-    pub success_rate_request_volume: u32,
-    /// In thousandths.
-    pub success_rate_stdev_factor: u32,
-    pub enforcing_local_origin_success_rate: u32,
-    pub failure_percentage_threshold: u32,
-    pub enforcing_failure_percentage: u32,
-    pub enforcing_failure_percentage_local_origin: u32,
-    pub failure_percentage_minimum_hosts: u32,
-    pub failure_percentage_request_volume: u32,
-    /// `successful_active_health_check_uneject_host`.
-    pub uneject_on_health_check: bool,
-    pub interval: Duration,
-    pub base_ejection_time: Duration,
-    pub max_ejection_time: Duration,
-    pub jitter: Duration,
+    /// The host says of itself that it is degraded. Its answer is reported as well.
+    Degraded,
 }
 
 /// Requests of one interval.
@@ -99,6 +77,10 @@ pub struct HostMonitor {
     ejected_at: AtomicU64,
     unejected_at: AtomicU64,
     jitter: AtomicU64,
+    /// Of being degraded, which takes turns of its own: as above.
+    degraded_backoff: AtomicU32,
+    degraded_at: AtomicU64,
+    degraded_jitter: AtomicU64,
     /// Bits of the last success rates in percent; -1 if unknown.
     success_rate: AtomicU64,
     local_success_rate: AtomicU64,
@@ -118,6 +100,9 @@ impl Default for HostMonitor {
             ejected_at: AtomicU64::new(0),
             unejected_at: AtomicU64::new(0),
             jitter: AtomicU64::new(0),
+            degraded_backoff: AtomicU32::new(0),
+            degraded_at: AtomicU64::new(0),
+            degraded_jitter: AtomicU64::new(0),
             success_rate: unknown(),
             local_success_rate: unknown(),
         }
@@ -233,11 +218,55 @@ pub(crate) struct OutlierState {
     /// Ejections are decided one at a time, so that workers together keep the percentage.
     deciding: Mutex<()>,
     pub rates: Mutex<(Rates, Rates)>,
+    /// What counts now, if runtime makes it another than is configured.
+    live: ArcSwapOption<OutlierSpec>,
 }
 
+impl OutlierState {
+    /// The state of a cluster that is configured so.
+    pub(crate) fn new(spec: &OutlierSpec, runtime: &Runtime) -> Self {
+        let state = Self::default();
+        state.read_runtime(spec, runtime);
+        state
+    }
+    /// Takes what runtime says of `spec` anew.
+    pub(crate) fn read_runtime(&self, spec: &OutlierSpec, runtime: &Runtime) {
+        let live = spec.with_runtime(runtime);
+        self.live.store((live != *spec).then(|| Arc::new(live)));
+    }
+}
+
+impl Cluster {
+    /// Tells outlier detection that `host` answered: `code` as for [`Outcome::HttpCode`], with `headers` of the response.
+    pub fn report_response(&self, host: &Host, code: u16, headers: &Headers) {
+        self.report(host, Outcome::HttpCode(code));
+        if code < 500 && self.spec.outlier.as_ref().is_some_and(|o| o.detect_degraded) && headers.contains(&X_ENVOY_DEGRADED) {
+            self.report(host, Outcome::Degraded);
+        }
+    }
+    /// Takes `outlier_detection.*` of runtime anew. Control thread.
+    pub(crate) fn read_outlier_runtime(&self) {
+        if let Some(spec) = &self.spec.outlier {
+            self.outlier_state().read_runtime(spec, self.runtime());
+        }
+    }
+    /// How often [`Self::outlier_tick`] is due; none without outlier detection.
+    pub fn outlier_interval(&self) -> Option<Duration> {
+        let live = self.outlier_state().live.load();
+        live.as_deref().or(self.spec.outlier.as_deref()).map(|spec| spec.interval)
+    }
+}
+
+static X_ENVOY_DEGRADED: HeaderName = HeaderName::from_static("x-envoy-degraded");
+
 /// A result of `host`.
-pub(crate) fn report(cluster: &Cluster, spec: &OutlierSpec, host: &Host, outcome: Outcome) {
+pub(crate) fn report(cluster: &Cluster, host: &Host, outcome: Outcome) {
+    let live = cluster.outlier_state().live.load();
+    let Some(spec) = live.as_deref().or(cluster.spec.outlier.as_deref()) else { return };
     let monitor = host.monitor.get_or_init(Box::default);
+    if outcome == Outcome::Degraded {
+        return degrade(cluster, spec, host, monitor, Instant::now());
+    }
     if spec.split {
         match outcome {
             Outcome::HttpCode(code) => response(cluster, spec, host, monitor, code),
@@ -253,12 +282,13 @@ pub(crate) fn report(cluster: &Cluster, spec: &OutlierSpec, host: &Host, outcome
             }
             Outcome::ExternalOriginRequestFailed => response(cluster, spec, host, monitor, 500),
             Outcome::ExternalOriginRequestSuccess => response(cluster, spec, host, monitor, 200),
+            Outcome::Degraded => {}
         }
         return;
     }
     let code = match outcome {
         Outcome::HttpCode(code) => code,
-        Outcome::LocalOriginConnectSuccess => return,
+        Outcome::LocalOriginConnectSuccess | Outcome::Degraded => return,
         Outcome::LocalOriginConnectSuccessFinal | Outcome::ExternalOriginRequestSuccess => 200,
         Outcome::LocalOriginConnectFailed => 503,
         Outcome::LocalOriginTimeout => 504,
@@ -329,12 +359,8 @@ fn eject(cluster: &Cluster, spec: &OutlierSpec, host: &Host, monitor: &HostMonit
         host.set_flag(HealthFlags::FAILED_OUTLIER_CHECK);
         monitor.ejections.fetch_add(1, Ordering::Relaxed);
         monitor.ejected_at.store(millis(now).saturating_add(1), Ordering::Relaxed);
-        let jitter = spec.jitter.mul_f64(fastrand::f64());
-        monitor.jitter.store(u64::try_from(jitter.as_millis()).unwrap_or(0), Ordering::Relaxed);
-        let backoff = monitor.backoff.load(Ordering::Relaxed);
-        if spec.base_ejection_time.saturating_mul(backoff) < spec.max_ejection_time.saturating_add(spec.base_ejection_time) {
-            monitor.backoff.store(backoff.saturating_add(1), Ordering::Relaxed);
-        }
+        monitor.jitter.store(jitter(spec), Ordering::Relaxed);
+        longer(spec, &monitor.backoff);
         kind.count_enforced(stats);
         stats.ejections_active.inc();
     }
@@ -363,49 +389,53 @@ fn eject(cluster: &Cluster, spec: &OutlierSpec, host: &Host, monitor: &HostMonit
     });
 }
 
+/// A random part of `max_ejection_time_jitter`, in milliseconds.
+fn jitter(spec: &OutlierSpec) -> u64 {
+    u64::try_from(spec.jitter.mul_f64(fastrand::f64()).as_millis()).unwrap_or(0)
+}
+
+/// Multiplies the next time that `backoff` stands for, up to the maximum.
+fn longer(spec: &OutlierSpec, backoff: &AtomicU32) {
+    let times = backoff.load(Ordering::Relaxed);
+    if spec.base_ejection_time.saturating_mul(times) < spec.max_ejection_time.saturating_add(spec.base_ejection_time) {
+        backoff.store(times.saturating_add(1), Ordering::Relaxed);
+    }
+}
+
+/// Whether the time that began at `since` (milliseconds plus one) is over.
+fn is_over(spec: &OutlierSpec, backoff: &AtomicU32, since: &AtomicU64, jitter: &AtomicU64, now: Instant) -> bool {
+    let time = spec.base_ejection_time.saturating_mul(backoff.load(Ordering::Relaxed)).min(spec.max_ejection_time);
+    let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).saturating_add(jitter.load(Ordering::Relaxed));
+    millis(now).saturating_add(1).saturating_sub(since.load(Ordering::Relaxed)) >= time
+}
+
+/// A host said that it is degraded: it gets what healthy hosts cannot take, for as long as it would be ejected. No percentage of the
+/// cluster bounds that, because the host goes on serving.
+fn degrade(cluster: &Cluster, spec: &OutlierSpec, host: &Host, monitor: &HostMonitor, now: Instant) {
+    if host.is_removed() || !host.set_flag(HealthFlags::DEGRADED_OUTLIER_DETECTION) {
+        return;
+    }
+    cluster.stats().outlier().ejections_detected_degradation.inc();
+    monitor.degraded_at.store(millis(now).saturating_add(1), Ordering::Relaxed);
+    monitor.degraded_jitter.store(jitter(spec), Ordering::Relaxed);
+    longer(spec, &monitor.degraded_backoff);
+    cluster.health_changed(host, true);
+    cluster.log_outlier(|| {
+        let base = event(cluster, host, "DEGRADED", "EJECT", since_last(monitor, now, true), monitor.ejections());
+        format!("{base},\"enforced\":true,\"eject_consecutive_event\":{{}}}}\n")
+    });
+}
+
+/// Logs that a host is taken back; as in Envoy, whatever the reason was.
+fn log_return(cluster: &Cluster, host: &Host, monitor: &HostMonitor, now: Instant) {
+    cluster.log_outlier(|| {
+        let since = since_last(monitor, now, false);
+        format!("{},\"enforced\":false}}\n", event(cluster, host, "CONSECUTIVE_5XX", "UNEJECT", since, monitor.ejections()))
+    });
+}
+
 fn failure_event(rate: f64) -> String {
     format!("\"eject_failure_percentage_event\":{{\"host_success_rate\":{}}}", rate as i64)
-}
-
-/// Seconds since the host was last ejected or taken back. `ejecting`: only the other kind of action counts as the last.
-fn since_last(monitor: &HostMonitor, now: Instant, ejecting: bool) -> Option<u64> {
-    let last = if ejecting { &monitor.unejected_at } else { &monitor.ejected_at };
-    let at = last.load(Ordering::Relaxed).checked_sub(1)?;
-    Some(millis(now).saturating_sub(at) / 1000)
-}
-
-/// The common part of `data.cluster.v3.OutlierDetectionEvent` as JSON, without the closing brace.
-fn event(cluster: &Cluster, host: &Host, kind: &str, action: &str, since: Option<u64>, ejections: u32) -> String {
-    let since = since.map_or_else(String::new, |s| format!("\"secs_since_last_action\":\"{s}\","));
-    format!(
-        "{{\"type\":\"{kind}\",\"timestamp\":\"{}\",{since}\"cluster_name\":\"{}\",\"upstream_url\":\"{}\",\"action\":\"{action}\",\"num_ejections\":{ejections}",
-        timestamp(SystemTime::now()),
-        escape(ClusterView::name(cluster)),
-        escape(&host.address().to_string()),
-    )
-}
-
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '"' | '\\' => {
-                out.push('\\');
-                out.push(c);
-            }
-            c if c.is_control() => out.push_str(&format!("\\u{:04x}", c as u32)),
-            c => out.push(c),
-        }
-    }
-    out
-}
-
-/// RFC 3339 in UTC with milliseconds.
-pub(crate) fn timestamp(time: SystemTime) -> String {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let stamp =
-        nuncio_proto::Timestamp { seconds: i64::try_from(since.as_secs()).unwrap_or(0), nanos: (since.subsec_millis() * 1_000_000) as i32 };
-    stamp.to_string()
 }
 
 /// Takes a host back.
@@ -417,15 +447,12 @@ fn uneject(cluster: &Cluster, host: &Host, monitor: &HostMonitor, now: Instant) 
     monitor.unejected_at.store(millis(now).saturating_add(1), Ordering::Relaxed);
     cluster.stats().outlier().ejections_active.dec();
     cluster.health_changed(host, true);
-    cluster.log_outlier(|| {
-        let since = since_last(monitor, now, false);
-        format!("{}}}\n", event(cluster, host, "CONSECUTIVE_5XX", "UNEJECT", since, monitor.ejections()))
-    });
+    log_return(cluster, host, monitor, now);
 }
 
 /// An active health check passed: the host may come back early.
-pub(crate) fn health_check_passed(cluster: &Cluster, spec: &OutlierSpec, host: &Host) {
-    if spec.uneject_on_health_check
+pub(crate) fn health_check_passed(cluster: &Cluster, host: &Host) {
+    if cluster.spec.outlier.as_ref().is_some_and(|spec| spec.uneject_on_health_check)
         && let Some(monitor) = host.monitor.get()
     {
         uneject(cluster, host, monitor, Instant::now());
@@ -440,22 +467,30 @@ pub(crate) fn host_removed(cluster: &Cluster, host: &Host) {
 }
 
 /// The end of an interval: hosts whose time is over come back, success rates are judged. Control thread.
-pub(crate) fn tick(cluster: &Cluster, spec: &OutlierSpec, now: Instant) {
+pub(crate) fn tick(cluster: &Cluster, now: Instant) {
+    let live = cluster.outlier_state().live.load();
+    let Some(spec) = live.as_deref().or(cluster.spec.outlier.as_deref()) else { return };
     let hosts: Vec<Arc<Host>> = cluster.hosts();
     let mut external = Vec::new();
     let mut local = Vec::new();
     for host in &hosts {
         let Some(monitor) = host.monitor.get() else { continue };
         if host.flags().has(HealthFlags::FAILED_OUTLIER_CHECK) {
-            let time = spec.base_ejection_time.saturating_mul(monitor.backoff.load(Ordering::Relaxed)).min(spec.max_ejection_time);
-            let time = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).saturating_add(monitor.jitter.load(Ordering::Relaxed));
-            let since = millis(now).saturating_add(1).saturating_sub(monitor.ejected_at.load(Ordering::Relaxed));
-            if since >= time {
+            if is_over(spec, &monitor.backoff, &monitor.ejected_at, &monitor.jitter, now) {
                 uneject(cluster, host, monitor, now);
             }
         } else {
             let backoff = monitor.backoff.load(Ordering::Relaxed);
             monitor.backoff.store(backoff.saturating_sub(1), Ordering::Relaxed);
+        }
+        if !host.flags().has(HealthFlags::DEGRADED_OUTLIER_DETECTION) {
+            let backoff = monitor.degraded_backoff.load(Ordering::Relaxed);
+            monitor.degraded_backoff.store(backoff.saturating_sub(1), Ordering::Relaxed);
+        } else if is_over(spec, &monitor.degraded_backoff, &monitor.degraded_at, &monitor.degraded_jitter, now)
+            && host.clear_flag(HealthFlags::DEGRADED_OUTLIER_DETECTION)
+        {
+            cluster.health_changed(host, true);
+            log_return(cluster, host, monitor, now);
         }
         monitor.success_rate.store((-1.0f64).to_bits(), Ordering::Relaxed);
         monitor.local_success_rate.store((-1.0f64).to_bits(), Ordering::Relaxed);
@@ -525,24 +560,4 @@ fn threshold(rates: &[f64], factor: f64) -> Rates {
     let average = rates.iter().sum::<f64>() / n;
     let variance = rates.iter().map(|r| (r - average) * (r - average)).sum::<f64>() / n;
     Rates { average, threshold: average - factor * variance.sqrt() }
-}
-
-/// `cluster_manager.outlier_detection.event_log_path`.
-#[derive(Debug)]
-pub(crate) struct EventLog {
-    file: Mutex<std::fs::File>,
-}
-
-impl EventLog {
-    pub(crate) fn open(path: &Path) -> std::io::Result<Self> {
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
-        Ok(Self { file: Mutex::new(file) })
-    }
-    /// Appends one line. Events are rare enough to write at once; a full disk must not stop what they tell of.
-    pub(crate) fn write(&self, line: &str) {
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Err(e) = file.write_all(line.as_bytes()) {
-            log::warn!("event log: {e}");
-        }
-    }
 }
