@@ -118,6 +118,9 @@ pub struct ConnectionInfo {
     pub termination_details: RefCell<Option<Cow<'static, str>>>,
     /// `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`.
     pub transport_failure: RefCell<Option<String>>,
+    /// Response flags and details of the connection itself, for the listener's access log; see [`Self::learn`].
+    pub flags: Cell<ResponseFlags>,
+    pub details: RefCell<Option<Cow<'static, str>>>,
     /// How long the connection stays open, with nothing passed on, after a network filter closed it: a filter sets it so that
     /// refused clients do not come back at once.
     pub close_delay: Cell<Duration>,
@@ -151,10 +154,25 @@ impl ConnectionInfo {
             metadata: RefCell::default(),
             termination_details: RefCell::default(),
             transport_failure: RefCell::default(),
+            flags: Cell::default(),
+            details: RefCell::default(),
             close_delay: Cell::default(),
             requests: Cell::default(),
             rx_bytes: Cell::default(),
             tx_bytes: Cell::default(),
+        }
+    }
+    /// Takes over what network filters found out and left in `info`, the stream info that they were given: metadata is the connection's
+    /// from then on, flags and details are for the listener's access log. May be called more than once.
+    pub fn learn(&self, info: &mut StreamInfo) {
+        if let Some(found) = info.metadata.take() {
+            self.metadata.borrow_mut().extend(*found);
+        }
+        let mut flags = self.flags.get();
+        flags.set(info.flags);
+        self.flags.set(flags);
+        if let Some(details) = &info.details {
+            self.details.replace(Some(details.clone()));
         }
     }
 }

@@ -5,6 +5,7 @@ use bytes::BytesMut;
 use std::borrow::Cow;
 use std::fmt::Debug;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 
 /// What follows a callback.
 #[derive(Debug, PartialEq, Eq)]
@@ -12,6 +13,9 @@ pub enum NetworkAction {
     Continue,
     /// Nothing more goes to the next filter until a later callback continues (more bytes are needed).
     Hold,
+    /// Nothing goes to the next filter until [`NetworkFilter::poll_wait`] says how to go on; meanwhile few bytes are read. Not for
+    /// `on_write`, nor in `Cluster.filters`, where it fails the connection.
+    Wait,
     /// Close the connection, `ConnectionInfo::close_delay` from now; the text, if it is not empty, is
     /// `%CONNECTION_TERMINATION_DETAILS%`.
     Close(Cow<'static, str>),
@@ -32,6 +36,11 @@ pub trait NetworkFilter {
     /// Bytes arrived; the filter may take from or change them before the next filter sees them.
     fn on_read(&mut self, _info: &mut StreamInfo, _data: &mut BytesMut, _end: bool) -> NetworkAction {
         NetworkAction::Continue
+    }
+    /// What follows a callback that returned [`NetworkAction::Wait`], once the filter knows. Polled until it is ready, and again after
+    /// each further `Wait`; a filter whose peer leaves meanwhile is dropped.
+    fn poll_wait(&mut self, _cx: &mut Context<'_>, _info: &mut StreamInfo) -> Poll<NetworkAction> {
+        Poll::Ready(NetworkAction::Continue)
     }
     /// Bytes go out to the peer.
     fn on_write(&mut self, _info: &mut StreamInfo, _data: &mut BytesMut, _end: bool) -> NetworkAction {

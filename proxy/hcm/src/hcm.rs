@@ -8,11 +8,10 @@ use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use futures_util::future::LocalBoxFuture;
 use nuncio_core::HttpVersion;
-use nuncio_core::network::{NetworkAction, NetworkFilter};
 use nuncio_core::{ConnectionInfo, StreamInfo};
 use nuncio_http::auto::{self, Detect};
 use nuncio_http::{ConnControl, ConnectionEnd, serve_h1, serve_h2};
-use nuncio_listener::{Connection, DrainWatch, Terminal};
+use nuncio_listener::{Connection, DrainWatch, Filters, Passed, Terminal};
 use nuncio_tls::Transport;
 use std::any::Any;
 use std::borrow::Cow;
@@ -90,8 +89,9 @@ async fn serve(slot: Arc<HcmSlot>, connection: Connection) {
     let Connection { mut io, info, filters, mut leftover, drain } = connection;
     let config = slot.load();
     let counted = Counted::new(config.clone(), &info);
-    let mut network = NetworkFilters { filters, info: StreamInfo::new(info.clone(), None) };
-    if !network.open(&mut io, &mut leftover, config.options.idle_timeout).await {
+    let mut network = NetworkFilters { filters: Filters::new(filters), info: StreamInfo::new(info.clone(), None) };
+    // Boxed: connections without such filters must not have room for it.
+    if !network.filters.is_empty() && !Box::pin(network.open(&mut io, &mut leftover, config.options.idle_timeout)).await {
         return;
     }
     let Some(version) = choose(&config, &info, &mut io, &mut leftover).await else { return };
@@ -245,50 +245,70 @@ impl Drop for Counted {
 
 /// The chain's network filters before the connection manager.
 struct NetworkFilters {
-    filters: Vec<Box<dyn NetworkFilter>>,
+    filters: Filters,
     info: StreamInfo,
 }
 
+/// Room for the first bytes that network filters want to see.
+const FIRST_READ: usize = 1024;
+
+/// What came first while network filters hold a connection.
+enum Next {
+    Passed(Passed),
+    /// Bytes.
+    Read,
+}
+
 impl NetworkFilters {
-    /// Tells the filters of the connection and shows them what arrives until all of them let it pass. False if one closes it, or if
-    /// nothing arrives for `idle`.
+    /// Tells the filters of the connection and shows them what arrives until all of them let it pass; `leftover` is then what they let
+    /// through. False if one closes it, if the client leaves, or if nothing happens for `idle`.
     async fn open(&mut self, io: &mut Transport, leftover: &mut BytesMut, idle: Option<Duration>) -> bool {
-        if self.filters.is_empty() {
-            return true;
-        }
-        let mut first = BytesMut::new();
-        for filter in &mut self.filters {
-            if let NetworkAction::Close(why) = filter.on_new(&mut self.info, &mut first) {
-                return self.refuse(why).await;
-            }
-        }
-        if !first.is_empty() && io.write_all(&first).await.is_err() {
-            return false;
+        let (mut out, mut shown) = (BytesMut::new(), false);
+        let mut passed = self.filters.begin(&mut self.info, &mut out);
+        if !leftover.is_empty() && !matches!(passed, Passed::Closed(_)) {
+            passed = self.filters.read(&mut self.info, leftover, false, &mut out);
         }
         loop {
-            let mut held = false;
-            for filter in self.filters.iter_mut().filter(|f| f.wants_data()) {
-                match filter.on_read(&mut self.info, leftover, false) {
-                    NetworkAction::Continue => {}
-                    NetworkAction::Hold => {
-                        held = true;
-                        break;
-                    }
-                    NetworkAction::Close(why) => return self.refuse(why).await,
-                }
-            }
-            if !held {
-                return true;
-            }
-            let read = io.read_buf(leftover);
-            let count = match idle {
-                Some(limit) => tokio::time::timeout(limit, read).await.unwrap_or(Ok(0)),
-                None => read.await,
-            };
-            if !matches!(count, Ok(n) if n > 0) {
+            if !out.is_empty() && io.write_all(&out.split()).await.is_err() {
                 return false;
             }
+            match passed {
+                Passed::Closed(why) => return self.refuse(why).await,
+                // Filters that want to see the first bytes say so when they are shown none.
+                Passed::On if leftover.is_empty() && !shown => {
+                    shown = true;
+                    passed = self.filters.read(&mut self.info, leftover, false, &mut out);
+                    continue;
+                }
+                Passed::On => {
+                    self.info.connection.clone().learn(&mut self.info);
+                    return true;
+                }
+                Passed::Held => {}
+            }
+            let next = self.next(io, leftover, &mut out);
+            let next = match idle {
+                Some(limit) => tokio::time::timeout(limit, next).await.unwrap_or(None),
+                None => next.await,
+            };
+            passed = match next {
+                None => return false,
+                Some(Next::Passed(passed)) => passed,
+                Some(Next::Read) => self.filters.read(&mut self.info, leftover, false, &mut out),
+            };
         }
+    }
+    /// Waits for bytes, and for filters that wait for a service; what is to go on is put into `data`. None if the client is gone.
+    async fn next(&mut self, io: &mut Transport, data: &mut BytesMut, out: &mut BytesMut) -> Option<Next> {
+        let (waiting, more) = (self.filters.is_waiting(), self.filters.wants_more());
+        let (mut arrived, mut held) = (BytesMut::with_capacity(FIRST_READ), BytesMut::new());
+        let next = tokio::select! {
+            biased;
+            passed = self.filters.wait(&mut self.info, &mut held, out), if waiting => Next::Passed(passed),
+            count = io.read_buf(&mut arrived), if more => count.ok().filter(|n| *n > 0).map(|_| Next::Read)?,
+        };
+        *data = if let Next::Read = next { arrived } else { held };
+        Some(next)
     }
     /// A filter closes the connection: false, once that is due.
     async fn refuse(&self, why: Cow<'static, str>) -> bool {
@@ -305,12 +325,7 @@ impl NetworkFilters {
 
 impl Drop for NetworkFilters {
     fn drop(&mut self) {
-        for filter in &mut self.filters {
-            filter.on_close(&mut self.info);
-        }
-        // What they found out belongs to the connection, whose log may tell it.
-        if let Some(found) = self.info.metadata.take() {
-            self.info.connection.metadata.borrow_mut().extend(*found);
-        }
+        self.filters.close(&mut self.info);
+        self.info.connection.clone().learn(&mut self.info);
     }
 }

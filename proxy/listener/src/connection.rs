@@ -273,6 +273,8 @@ impl Made<'_> {
             metadata: RefCell::new(std::mem::take(&mut accepted.metadata)),
             termination_details: RefCell::new(None),
             transport_failure: RefCell::new(None),
+            flags: Cell::default(),
+            details: RefCell::default(),
             close_delay: Cell::default(),
             requests: Cell::new(0),
             rx_bytes: Cell::new(0),
@@ -293,6 +295,7 @@ impl Made<'_> {
             stream.metadata = Some(Box::new(metadata.clone()));
         }
         (stream.wire_rx_bytes, stream.wire_tx_bytes) = (info.rx_bytes.get(), info.tx_bytes.get());
+        (stream.flags, stream.details) = (info.flags.get(), info.details.take());
         if unmatched {
             stream.flags.set(ResponseFlags::NO_ROUTE_FOUND);
             stream.details = Some(Cow::Borrowed("filter_chain_not_found"));

@@ -8,6 +8,7 @@ mod chain_match;
 mod config;
 mod connection;
 pub mod drain;
+pub mod filters;
 mod listener_filter;
 pub mod manager;
 mod slot;
@@ -19,6 +20,7 @@ pub mod worker;
 
 pub use config::CompiledListener;
 pub use drain::DrainWatch;
+pub use filters::{Filters, Passed};
 pub use manager::{DrainOptions, ListenerManager, ListenerManagerCx, ListenerStatus};
 pub use terminal::{ChainCx, Connection, Terminal, TerminalFactory, TerminalRegistry};
 pub use worker::{WorkerHandle, Workers, spawn_workers};

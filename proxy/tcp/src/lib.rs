@@ -7,7 +7,6 @@ mod bypass;
 mod chunk;
 mod config;
 mod connect;
-mod filters;
 mod pump;
 #[cfg(test)]
 mod pump_tests;

@@ -6,10 +6,10 @@
 
 use crate::bypass::Bypass;
 use crate::chunk::{Chunk, read};
-use crate::filters::{Filters, Passed};
 use crate::stats::Stats;
 use bytes::BytesMut;
 use nuncio_core::StreamInfo;
+use nuncio_listener::{Filters, Passed};
 use std::borrow::Cow;
 use std::io;
 use std::pin::Pin;
@@ -103,11 +103,7 @@ impl Flow {
             let mut data = own(chunk).map_err(|_| End::Downstream)?;
             let mut out = BytesMut::new();
             let passed = self.filters.read(&mut self.info, &mut data, end, &mut out);
-            if !out.is_empty() {
-                let mut all = own(self.down.chunk.take()).map_err(|_| End::Downstream)?;
-                all.unsplit(out);
-                self.down.put(all);
-            }
+            self.send(out)?;
             match passed {
                 Passed::On => self.up.put(data),
                 Passed::Held => {}
@@ -117,11 +113,39 @@ impl Flow {
             self.up.chunk = chunk;
         }
         self.up.ended = end;
+        self.count_taken();
+        Ok(())
+    }
+    /// Counts bytes that filters let pass.
+    fn count_taken(&mut self) {
         let taken = self.up.waiting() as u64;
         self.info.wire_rx_bytes += taken;
         let meter = &self.info.request_meter;
         meter.bytes.set(meter.bytes.get() + taken);
+    }
+    /// Puts what filters want to send behind what is on its way to the downstream.
+    fn send(&mut self, out: BytesMut) -> Result<(), End> {
+        if !out.is_empty() {
+            let mut all = own(self.down.chunk.take()).map_err(|_| End::Downstream)?;
+            all.unsplit(out);
+            self.down.put(all);
+        }
         Ok(())
+    }
+    /// Asks the filters that wait for a service. Ready when none waits any more; what they held is on its way then.
+    pub fn poll_waiting(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), End>> {
+        let (mut data, mut out) = (BytesMut::new(), BytesMut::new());
+        let polled = self.filters.poll_waiting(cx, &mut self.info, &mut data, &mut out);
+        self.send(out)?;
+        match ready!(polled) {
+            Passed::On => {
+                self.up.put(data);
+                self.count_taken();
+                Poll::Ready(Ok(()))
+            }
+            Passed::Held => Poll::Ready(Ok(())),
+            Passed::Closed(why) => Poll::Ready(Err(End::Filter(why))),
+        }
     }
     /// Bytes (or the end) from the upstream.
     fn answered(&mut self, chunk: Option<Chunk>) -> Result<(), End> {
@@ -154,7 +178,11 @@ impl Flow {
             if self.poll_write_down(cx, io, stats)?.is_ready() && self.down.dirty {
                 self.down.dirty = Pin::new(&mut *io).poll_flush(cx).is_pending();
             }
-            if self.up.ended || (!self.filters.holding() && (!data || self.up.chunk.is_some())) {
+            if self.filters.is_waiting() && self.poll_waiting(cx)?.is_pending() {
+                if !self.filters.wants_more() {
+                    return Poll::Pending;
+                }
+            } else if self.up.ended || (!self.filters.holding() && (!data || self.up.chunk.is_some())) {
                 return Poll::Ready(Ok(()));
             }
             match ready!(read(io, cx, &mut self.up.large, false)) {
@@ -244,6 +272,9 @@ impl Flow {
         loop {
             if self.up.finished {
                 return Poll::Ready(Ok(()));
+            }
+            if self.filters.is_waiting() && self.poll_waiting(cx)?.is_pending() && !self.filters.wants_more() {
+                return Poll::Pending;
             }
             if !ready!(self.poll_write_up(cx, upstream, stats)) {
                 // The upstream reads no more; what it still has to say, or that it reset, is told by the other direction.

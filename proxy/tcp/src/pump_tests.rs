@@ -3,13 +3,13 @@
 // Helpers outside of test functions.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use crate::filters::Filters;
 use crate::pump::{End, Flow};
 use crate::stats::Stats;
 use bytes::BytesMut;
 use nuncio_core::StreamInfo;
 use nuncio_core::network::{NetworkAction, NetworkFilter};
 use nuncio_core::test_kit;
+use nuncio_listener::Filters;
 use nuncio_stats::Store;
 use std::future::poll_fn;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -3,12 +3,11 @@
 
 use crate::config::{Config, TcpProxy};
 use crate::connect::connect;
-use crate::filters::{Filters, Passed};
 use crate::pump::{End, Flow};
 use crate::upstream::Upstream;
 use nuncio_core::{ResponseFlags, StreamInfo};
 use nuncio_format::{AccessLogType, FormatContext};
-use nuncio_listener::{Connection, DrainWatch};
+use nuncio_listener::{Connection, DrainWatch, Filters, Passed};
 use nuncio_tls::Transport;
 use std::borrow::Cow;
 use std::future::{Future, pending, poll_fn};
@@ -163,10 +162,27 @@ impl Session {
             () = draining => Stop::Draining,
         }
     }
+    /// Waits for filters that ask a service about the connection. Nothing is read meanwhile, as in Envoy.
+    async fn admit(&mut self, io: &Transport, drain: &DrainWatch) -> Result<(), Stop> {
+        let asked = poll_fn(|cx| match self.flow.poll_waiting(cx) {
+            Poll::Ready(result) => Poll::Ready(result.map_err(Stop::Flow)),
+            Poll::Pending => self.poll_deadlines(cx).map(Err),
+        });
+        tokio::select! {
+            biased;
+            result = asked => result,
+            () = gone(io) => Err(Stop::Flow(End::Downstream)),
+            () = drain.closing() => Err(Stop::Drained),
+        }
+    }
     /// Everything up to a connected upstream; why the connection is over, if it is.
     async fn open(&mut self, io: &mut Transport, drain: &DrainWatch, leftover: bytes::BytesMut) -> Result<(), Stop> {
         if let Passed::Closed(why) = self.flow.begin() {
             return Err(Stop::Flow(End::Filter(why)));
+        }
+        if self.flow.filters.is_waiting() {
+            // Boxed: connections that nobody asks about must not have room for it.
+            Box::pin(self.admit(io, drain)).await?;
         }
         self.flow.take_in(leftover, &self.config.stats).map_err(Stop::Flow)?;
         let wait_for_data = self.config.wait_for_data;
@@ -246,6 +262,8 @@ impl Drop for Session {
         // The newest logs: a listener update may have changed them since the connection began.
         self.config = self.proxy.config.load_full();
         self.log(AccessLogType::TcpConnectionEnd);
+        let connection = self.flow.info.connection.clone();
+        connection.learn(&mut self.flow.info);
     }
 }
 

@@ -170,6 +170,7 @@ impl Filters {
                 NetworkAction::Continue => {}
                 NetworkAction::Hold if end => {}
                 NetworkAction::Hold => return Ok(()),
+                NetworkAction::Wait => return Err(io::Error::other("a filter of a cluster cannot wait")),
                 NetworkAction::Close(why) => return Err(io::Error::other(why.into_owned())),
             }
         }
