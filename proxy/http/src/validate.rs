@@ -127,7 +127,8 @@ pub fn strip_hop_by_hop(headers: &mut Headers, upgrade: bool) -> bool {
         }
     }
     let mut kept = upgrade;
-    let trailers = has_token(headers, &header::TE, b"trailers");
+    // In this case only, as Envoy.
+    let trailers = headers.get_all(&header::TE).any(|v| tokens(v.as_bytes()).any(|t| t == b"trailers"));
     let mut te = false;
     headers.retain(|name, _| {
         if *name == header::TE {

@@ -301,7 +301,10 @@ fn split_target(head: &mut RequestHead, target: ByteStr, options: &ServerOptions
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     // RFC 9110, section 4.2.4: user information is not passed on.
-    let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    let (user, authority) = authority.rsplit_once('@').unwrap_or(("", authority));
+    if path.starts_with('#') || !user.bytes().all(is_user_byte) {
+        return Err(HeadError::Bad(details::CODEC_ERROR));
+    }
     let host_end = match authority.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => {
             if !is_port(port) {
@@ -326,7 +329,13 @@ fn is_port(port: &str) -> bool {
     !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok()
 }
 
-/// A host with or without port: no path, no user, brackets only around an IPv6 address.
+/// Whether a byte may stand in the user information of a target, as Envoy's parser of URLs has it: no second `@`, and no `\` after which
+/// others would see another host.
+fn is_user_byte(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"-_.!~*'()%;:&=+$,".contains(&b)
+}
+
+/// A host with or without port, of the bytes that Envoy's parser of URLs takes: no path, no user, brackets only around an IPv6 address.
 fn is_host(authority: &str) -> bool {
     let rest = match authority.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
@@ -336,5 +345,5 @@ fn is_host(authority: &str) -> bool {
         None => authority,
     };
     let host = rest.rsplit_once(':').map_or(rest, |(host, _)| host);
-    !host.is_empty() && host.bytes().all(|b| validate::is_valid_authority(&[b]) && !matches!(b, b':' | b'@' | b'[' | b']'))
+    !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
 }

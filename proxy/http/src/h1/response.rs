@@ -5,7 +5,7 @@ use crate::h1::body::Framing;
 use crate::h1::head::{HeadError, HeadScanner, Limits, parse_fields, unfold};
 use crate::options::{ClientOptions, HeaderKeyFormat, PROXY_CONNECTION};
 use crate::validate::{self, details};
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::{StatusCode, header};
 use nuncio_core::headers::OriginalNames;
 use nuncio_core::{HttpVersion, ResponseHead};
@@ -47,19 +47,17 @@ pub fn limits(options: &ClientOptions) -> Limits {
 impl ResponseParser {
     /// The next head, once it is all there; it is taken from `buf`. `None`: more bytes are needed.
     pub fn parse(&mut self, buf: &mut BytesMut, options: &ClientOptions, asked: Asked) -> Result<Option<ParsedResponse>, HeadError> {
-        // Some servers send an empty line after a body; nothing else may stand before a status line.
-        while buf.starts_with(b"\r\n") {
-            buf.advance(2);
-        }
-        if buf.as_ref() == b"\r" {
-            return Ok(None);
-        }
         let seen = buf.len().min(5);
         if buf.get(..seen) != b"HTTP/".get(..seen) {
             return Err(HeadError::Bad(details::CODEC_ERROR));
         }
         let Some(end) = self.scanner.find_end(buf, limits(options), true)? else { return Ok(None) };
-        let head = unfold(buf.split_to(end).freeze());
+        let head = buf.split_to(end).freeze();
+        // A fold of the status line.
+        if matches!(memchr::memchr(b'\n', &head).and_then(|at| head.get(at + 1)), Some(b' ' | b'\t')) {
+            return Err(HeadError::Bad(details::CODEC_ERROR));
+        }
+        let head = unfold(head);
         parse_head(&head, options, asked).map(Some)
     }
 }

@@ -357,6 +357,16 @@ impl Stream {
     pub fn poll_response(&mut self, cx: &mut Context<'_>) -> Poll<Result<ResponseHead, StreamError>> {
         let Some(response) = &mut self.response else { return Poll::Ready(Err(StreamError::LocalReset("http2.response_taken"))) };
         let result = match response.poll_informational(cx) {
+            Poll::Ready(Some(Ok(informational)))
+                if informational.status() == http::StatusCode::SWITCHING_PROTOCOLS
+                    || informational.headers().contains_key(header::CONTENT_LENGTH)
+                    || !convert::fields_fit(informational.headers(), &self.shared.options.h2) =>
+            {
+                self.sent = true;
+                self.end();
+                self.send.send_reset(Reason::PROTOCOL_ERROR);
+                return Poll::Ready(Err(StreamError::Protocol(validate::details::H2_MESSAGING)));
+            }
             Poll::Ready(Some(Ok(informational))) => {
                 self.read += convert::size(informational.headers()) + FRAME_HEADER;
                 return Poll::Ready(Ok(convert::response_in(informational.into_parts().0, None)));
@@ -382,7 +392,9 @@ impl Stream {
             self.send.send_reset(Reason::PROTOCOL_ERROR);
             return Poll::Ready(Err(StreamError::TooLarge(validate::details::H2_TOO_MANY_HEADERS)));
         }
-        if convert::has_banned_text(response.headers(), &self.shared.options.h2) {
+        // There is no 101 in HTTP/2 (RFC 9113, section 8.6).
+        let switching = response.status() == http::StatusCode::SWITCHING_PROTOCOLS;
+        if switching || !convert::fields_fit(response.headers(), &self.shared.options.h2) {
             self.sent = true;
             self.end();
             self.send.send_reset(Reason::PROTOCOL_ERROR);

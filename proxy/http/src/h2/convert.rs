@@ -65,11 +65,8 @@ fn text(s: &str) -> ByteStr {
 pub fn request_in(parts: request::Parts, fragment: bool, options: &ServerOptions) -> Result<Incoming, Refused> {
     let bytes = size(&parts.headers) + (parts.uri.path().len() + 64) as u64;
     let fields_seen = parts.headers.len();
-    // `h2` holds the body to the first one only.
-    if parts.headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() {
-        return Err(Refused::Reset(h2::Reason::PROTOCOL_ERROR, details::H2_MESSAGING));
-    }
-    if has_banned_text(&parts.headers, &options.h2) {
+    let scheme_fits = parts.uri.scheme_str().is_none_or(is_scheme);
+    if !scheme_fits || !hosts_fit(&parts.headers) || !fields_fit(&parts.headers, &options.h2) {
         return Err(Refused::Reset(h2::Reason::PROTOCOL_ERROR, details::H2_MESSAGING));
     }
     let mut headers = fields(parts.headers);
@@ -164,15 +161,35 @@ pub fn trailers_in(map: HeaderMap, h2: &H2Options, max_count: u32) -> Result<Box
     if map.len() > max_count as usize {
         return Err(StreamError::TooLarge(details::H2_TOO_MANY_HEADERS));
     }
-    if has_banned_text(&map, h2) {
+    // Not after the body (nghttp2, as RFC 9110, section 6.5.1, has it).
+    if map.contains_key(header::CONTENT_LENGTH) || !fields_fit(&map, h2) {
         return Err(StreamError::Protocol(details::H2_MESSAGING));
     }
     Ok(Box::new(fields(map)))
 }
 
-/// Whether a value has bytes above 0x7f and may not (`disallow_obs_text`).
-pub fn has_banned_text(map: &HeaderMap, h2: &H2Options) -> bool {
-    h2.disallow_obs_text && map.values().any(|value| !value.as_bytes().is_ascii())
+/// Whether the fields of a head or of trailers are such as nghttp2 takes, as far as `h2` does not look: at most one content-length, which
+/// is a number (`h2` takes an empty one, and holds the body to the first); no quote in a name, which the `http` crate takes for a token; no
+/// bytes above 0x7f in values, if `disallow_obs_text`.
+pub fn fields_fit(map: &HeaderMap, h2: &H2Options) -> bool {
+    let mut lengths = map.get_all(header::CONTENT_LENGTH).iter();
+    let length = lengths.next().is_none_or(|value| validate::content_length(value.as_bytes()).is_some()) && lengths.next().is_none();
+    length
+        && map.keys().all(|name| !name.as_str().as_bytes().contains(&b'"'))
+        && !(h2.disallow_obs_text && map.values().any(|value| !value.as_bytes().is_ascii()))
+}
+
+/// At most one `host`, and in it what an authority may be.
+fn hosts_fit(map: &HeaderMap) -> bool {
+    let mut hosts = map.get_all(header::HOST).iter();
+    let fits = hosts.next().is_none_or(|host| !host.is_empty() && validate::is_valid_authority(host.as_bytes()));
+    fits && hosts.next().is_none()
+}
+
+/// RFC 3986, section 3.1.
+fn is_scheme(scheme: &str) -> bool {
+    scheme.as_bytes().first().is_some_and(u8::is_ascii_alphabetic)
+        && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'-' | b'.'))
 }
 
 /// Size of a header list as SETTINGS_MAX_HEADER_LIST_SIZE counts it.
