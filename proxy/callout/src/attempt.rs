@@ -89,6 +89,21 @@ pub struct Attempts<'a> {
     tried: RefCell<Vec<Arc<Host>>>,
     /// Whether the response's head is there: a timeout after that is not the host's to answer for a second time.
     answered: Cell<bool>,
+    meter: Option<&'a Meter>,
+}
+
+/// Bytes on the wire of a call's last attempt, also of one that failed or was given up: Envoy's `StreamInfo::getUpstreamBytesMeter`.
+#[derive(Debug, Default)]
+pub struct Meter {
+    pub sent: Cell<u64>,
+    pub received: Cell<u64>,
+}
+
+impl Meter {
+    fn read(&self, stream: &UpstreamStream) {
+        self.sent.set(stream.bytes_written());
+        self.received.set(stream.bytes_read());
+    }
 }
 
 /// An attempt that failed; `processed` is false if the upstream cannot have seen the request.
@@ -98,9 +113,9 @@ struct Failed {
 }
 
 impl<'a> Attempts<'a> {
-    pub fn new(cluster: &'a Arc<Cluster>, options: &'a FetchOptions) -> Self {
+    pub fn new(cluster: &'a Arc<Cluster>, options: &'a FetchOptions, meter: Option<&'a Meter>) -> Self {
         let reporter = Reporter::new(cluster);
-        Self { reporter, options, upstreams: Upstreams::current(), tried: RefCell::default(), answered: Cell::new(false) }
+        Self { reporter, options, upstreams: Upstreams::current(), tried: RefCell::default(), answered: Cell::new(false), meter }
     }
 
     /// Runs to a response or to the last failure.
@@ -172,6 +187,12 @@ impl<'a> Attempts<'a> {
         self.reporter.local(None, tried.last().map(AsRef::as_ref), 504);
     }
 
+    fn measure(&self, stream: &UpstreamStream) {
+        if let Some(meter) = self.meter {
+            meter.read(stream);
+        }
+    }
+
     fn too_late(&self, host: &Host) {
         host.stats.rq_timeout.fetch_add(1, Relaxed);
         self.reporter.cluster.report(host, Outcome::LocalOriginTimeout);
@@ -236,12 +257,14 @@ impl<'a> Attempts<'a> {
                     }
                 }
             }
-            loop {
+            let head = loop {
                 match stream.poll_response(cx) {
                     Poll::Ready(Ok(head)) if head.status.is_informational() && head.status != StatusCode::SWITCHING_PROTOCOLS => {}
-                    other => return other,
+                    other => break other,
                 }
-            }
+            };
+            self.measure(&stream);
+            head
         })
         .await;
         match head {
@@ -264,7 +287,9 @@ impl<'a> Attempts<'a> {
         let next = |stream: &mut UpstreamStream, cx: &mut std::task::Context<'_>| {
             // What is left of the request goes out meanwhile; the response tells of a failure.
             let _flushed = stream.poll_flush(cx);
-            stream.poll_frame(cx)
+            let frame = stream.poll_frame(cx);
+            self.measure(stream);
+            frame
         };
         while let Some(frame) = poll_fn(|cx| next(&mut stream, cx)).await {
             match frame.map_err(CalloutError::Stream)? {

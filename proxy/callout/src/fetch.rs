@@ -2,7 +2,7 @@
 //! Called by filters and loggers, on a worker. Source: Envoy's `Http::AsyncClientImpl`, which runs the router for such requests.
 
 use crate::CalloutError;
-use crate::attempt::{Answer, Attempts};
+use crate::attempt::{Answer, Attempts, Meter};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use nuncio_core::local_address::local_address;
@@ -85,7 +85,7 @@ pub async fn fetch(
     if !body.is_empty() || request.headers.contains(&header::CONTENT_LENGTH) {
         request.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     }
-    exchange(slot, request, body, options).await.map(|answer| (answer.head, answer.body))
+    exchange(slot, request, body, options, None).await.map(|answer| (answer.head, answer.body))
 }
 
 /// As [`fetch`], with trailers, and without touching `content-length`.
@@ -94,6 +94,7 @@ pub(crate) async fn exchange(
     mut request: RequestHead,
     body: Bytes,
     options: &FetchOptions,
+    meter: Option<&Meter>,
 ) -> Result<Answer, CalloutError> {
     let cluster = cluster_of(slot)?;
     if cluster.should_drop() {
@@ -109,7 +110,7 @@ pub(crate) async fn exchange(
         let per_try = options.retry.as_ref().and_then(|r| r.per_try_timeout);
         expected_timeout(&mut request, options.timeout.into_iter().chain(per_try).min());
     }
-    let attempts = Attempts::new(&cluster, options);
+    let attempts = Attempts::new(&cluster, options, meter);
     let run = attempts.run(request, body);
     let Some(limit) = options.timeout else { return run.await };
     match tokio::time::timeout(limit, run).await {

@@ -6,10 +6,10 @@ use crate::frame::{self, Decoder};
 use crate::headers::AddedHeaders;
 use crate::retry::compile_retry;
 use crate::stream::GrpcStream;
-use crate::{CalloutError, attempt};
+use crate::{CalloutError, Meter, attempt};
 use http::{HeaderName, HeaderValue, Method, header};
 use nuncio_core::diag::{At, Report};
-use nuncio_core::grpc::grpc_from_http;
+use nuncio_core::grpc::{grpc_from_http, grpc_timeout_value};
 use nuncio_core::registry::Server;
 use nuncio_core::views::ClusterSlot;
 use nuncio_core::{ByteStr, Headers, HttpVersion, RequestHead, ResponseHead};
@@ -148,9 +148,7 @@ impl GrpcClient {
         head.version = HttpVersion::Http2;
         head.headers.append(header::TE, HeaderValue::from_static("trailers"));
         if let Some(timeout) = timeout {
-            // At most eight digits.
-            let millis = timeout.as_millis().min(99_999_999);
-            if let Ok(value) = HeaderValue::from_str(&format!("{millis}m")) {
+            if let Ok(value) = HeaderValue::from_str(&grpc_timeout_value(timeout)) {
                 head.headers.append(GRPC_TIMEOUT, value);
             }
         }
@@ -166,6 +164,17 @@ impl GrpcClient {
         question: &impl Message,
         cx: Option<&FormatContext<'_>>,
     ) -> Result<A, GrpcError> {
+        self.unary_metered(path, question, cx, None).await
+    }
+
+    /// As [`Self::unary`]; `meter` is told what is on the wire, also of calls that fail.
+    pub async fn unary_metered<A: Message + Default>(
+        &self,
+        path: &'static str,
+        question: &impl Message,
+        cx: Option<&FormatContext<'_>>,
+        meter: Option<&Meter>,
+    ) -> Result<A, GrpcError> {
         let head = self.head(path, self.timeout, cx);
         let options = FetchOptions {
             timeout: self.timeout,
@@ -174,7 +183,7 @@ impl GrpcClient {
             envoy_headers: self.envoy_headers,
             forwarded_for: self.envoy_headers,
         };
-        let answer = fetch::exchange(&self.slot, head, frame::encode(question), &options).await?;
+        let answer = fetch::exchange(&self.slot, head, frame::encode(question), &options, meter).await?;
         read(&answer, self.max_message)
     }
 

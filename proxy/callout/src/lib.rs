@@ -7,7 +7,7 @@
 
 mod attempt;
 mod fetch;
-mod frame;
+pub mod frame;
 mod grpc;
 mod headers;
 mod retry;
@@ -17,6 +17,7 @@ mod target;
 #[allow(clippy::panic)] // Tests stop where something is wrong.
 pub mod test_kit;
 
+pub use attempt::Meter;
 pub use fetch::{FetchOptions, fetch};
 pub use grpc::{GrpcClient, GrpcError};
 pub use headers::AddedHeaders;
