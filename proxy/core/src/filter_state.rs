@@ -67,6 +67,10 @@ impl FilterState {
             None => self.entries.push((name, object)),
         }
     }
+    /// Removes `name`.
+    pub fn remove(&mut self, name: &str) {
+        self.entries.retain(|(n, _)| n != name);
+    }
     /// The object called `name`.
     pub fn get(&self, name: &str) -> Option<&Arc<dyn StateObject>> {
         self.entries.iter().find(|(n, _)| n == name).map(|(_, object)| object)

@@ -9,7 +9,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Compiled `typed_per_filter_config` of one filter at one level.
 #[derive(Clone, Debug)]
@@ -111,6 +111,7 @@ impl ClusterSlot {
 #[derive(Debug, Default)]
 pub struct ClusterSlots {
     slots: Mutex<HashMap<Arc<str>, Arc<ClusterSlot>, foldhash::fast::RandomState>>,
+    local: OnceLock<Arc<ClusterSlot>>,
 }
 
 impl ClusterSlots {
@@ -128,6 +129,15 @@ impl ClusterSlots {
     /// The slot of `name`, if it exists; for names that come from requests.
     pub fn lookup(&self, name: &str) -> Option<Arc<ClusterSlot>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+    /// Says that the cluster `name` is the one that this proxy belongs to (`ClusterManager.local_cluster_name`). The first call counts.
+    pub fn set_local(&self, name: &str) {
+        let slot = self.slot(name);
+        self.local.get_or_init(|| slot);
+    }
+    /// The slot of the cluster that this proxy belongs to; none if the bootstrap names none.
+    pub fn local(&self) -> Option<&Arc<ClusterSlot>> {
+        self.local.get()
     }
     /// Forgets slots without a cluster that nothing else holds.
     pub fn sweep(&self) {
