@@ -3,7 +3,7 @@
 
 use super::verdict::{Pair, Status, Verdict};
 use bytes::Bytes;
-use nuncio_callout::GrpcClient;
+use nuncio_callout::{GrpcClient, Meter};
 use nuncio_format::FormatContext;
 use nuncio_proto::envoy::config::core::v3::HeaderValueOption;
 use nuncio_proto::envoy::config::core::v3::header_value_option::HeaderAppendAction;
@@ -13,9 +13,9 @@ use nuncio_proto::envoy::service::auth::v3::{
 
 const CHECK: &str = "/envoy.service.auth.v3.Authorization/Check";
 
-/// Asks the service.
-pub async fn check(client: &GrpcClient, request: &CheckRequest, cx: &FormatContext<'_>) -> Verdict {
-    match client.unary::<CheckResponse>(CHECK, request, Some(cx)).await {
+/// Asks the service; `meter` is told what is on the wire.
+pub async fn check(client: &GrpcClient, request: &CheckRequest, cx: &FormatContext<'_>, meter: Option<&Meter>) -> Verdict {
+    match client.unary_metered::<CheckResponse>(CHECK, request, Some(cx), meter).await {
         Ok(response) => verdict(response),
         Err(error) => {
             log::debug!(target: "ext_authz", "authorization service of cluster '{}': {error}", client.cluster());

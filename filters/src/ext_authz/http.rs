@@ -145,7 +145,7 @@ impl HttpService {
         }
         let removed = removals(&head.headers);
         head.headers.retain(|name, _| *name != HEADERS_TO_REMOVE);
-        let mut verdict = Verdict { code, ..Verdict::default() };
+        let mut verdict = Verdict { code, over_http: true, ..Verdict::default() };
         let pick = |names: &[StringMatcher]| -> Vec<Pair> {
             let wanted = head.headers.iter().filter(|(name, _)| any_matches(names, name.as_str()));
             wanted.map(|(name, value)| (name.as_str().to_string(), Bytes::copy_from_slice(value.as_bytes()))).collect()
@@ -167,12 +167,6 @@ impl HttpService {
             Some(names) => pick(names),
             None => pick(&[StringMatcher::prefix("")]),
         };
-        // The reply has its own framing.
-        let framing = |name: &str| name == "transfer-encoding" || name == "connection" || (name == "content-length" && body.is_empty());
-        verdict.set.retain(|(name, _)| !framing(name));
-        for (_, value) in verdict.set.iter_mut().filter(|(name, _)| name == "content-length") {
-            *value = body.len().to_string().into();
-        }
         verdict.body = body;
         verdict
     }

@@ -6,6 +6,7 @@ pub(crate) mod check;
 pub(crate) mod grpc;
 mod http;
 pub(crate) mod settings;
+mod state;
 #[cfg(test)]
 mod tests;
 pub(crate) mod verdict;
@@ -15,6 +16,7 @@ use crate::config::decode;
 use crate::whole::{Collected, broken, collect, too_long};
 use ::http::{HeaderName, HeaderValue};
 use check::Sent;
+use nuncio_callout::Meter;
 use nuncio_core::diag::At;
 use nuncio_core::filter::{FilterAction, FilterCx, HttpFilter, Needs, Outcome};
 use nuncio_core::registry::{FactoryCx, HttpFilterFactory};
@@ -65,7 +67,7 @@ impl HttpFilter for Filter {
         Needs::REQUEST_HEADERS.and(Needs::RESPONSE_HEADERS)
     }
 
-    fn on_request<'a>(&'a self, cx: FilterCx<'a>) -> FilterAction<'a> {
+    fn on_request<'a>(&'a self, mut cx: FilterCx<'a>) -> FilterAction<'a> {
         let route = cx.route_config::<PerRoute>();
         // What has no route is not asked about: it goes nowhere.
         if cx.ex.route.is_none() || route.as_ref().is_some_and(|r| r.disabled) {
@@ -78,7 +80,15 @@ impl HttpFilter for Filter {
                 .deny_at_disable
                 .as_ref()
                 .is_some_and(|flag| self.0.server.runtime.boolean(&flag.runtime_key, flag.default_value.unwrap_or(false)));
-            return if deny { FilterAction::Respond(self.refusal()) } else { FilterAction::Continue };
+            return match deny {
+                true if self.0.shadow => {
+                    cx.ex.info.flags.set(ResponseFlags::UNAUTHORIZED_EXTERNAL_SERVICE);
+                    remember(&mut cx, "DENIED", self.0.status_on_error, Vec::new());
+                    FilterAction::Continue
+                }
+                true => FilterAction::Respond(self.refusal()),
+                false => FilterAction::Continue,
+            };
         }
         FilterAction::Await(Box::pin(self.decide(cx, route)))
     }
@@ -122,14 +132,22 @@ impl Filter {
             };
         }
         let began = Instant::now();
+        let meter = settings.emit_stats.then(Meter::default);
+        let mut bytes = None;
         let service = route.as_ref().and_then(|r| r.service.as_ref()).unwrap_or(&settings.service);
         let verdict = match service {
             Service::Grpc(client) => {
                 let request = settings.attributes.http(cx.ex, body.as_ref(), extensions(cx.ex, cx.name));
-                grpc::check(client, &request, &FormatContext::exchange(cx.ex)).await
+                let verdict = grpc::check(client, &request, &FormatContext::exchange(cx.ex), meter.as_ref()).await;
+                bytes = meter.as_ref().map(|m| (m.sent.get(), m.received.get()));
+                verdict
             }
             Service::Http(service) => service.check(cx.ex, &settings.attributes, body.as_ref()).await,
         };
+        if settings.emit_stats {
+            let call = state::Call { latency: began.elapsed(), bytes };
+            cx.ex.info.filter_state.set(cx.name.to_string(), Arc::new(call));
+        }
         self.conclude(&mut cx, verdict, began)
     }
 
@@ -151,17 +169,17 @@ impl Filter {
         }
         match verdict.status {
             Status::Ok => self.allow(cx, verdict),
-            Status::Denied => self.deny(cx.ex, verdict),
-            Status::Error => self.fail(cx.ex, verdict),
+            Status::Denied => self.deny(cx, verdict),
+            Status::Error => self.fail(cx, verdict),
         }
     }
 
     fn allow(&self, cx: &mut FilterCx<'_>, mut verdict: Verdict) -> Outcome {
-        let changes = verdict.changes_routing();
+        let changes = self.0.clear_route_cache && verdict.changes_routing(&self.0.clearing_headers);
         if self.0.checks.apply(&verdict, &mut cx.ex.request).is_err() {
             return self.invalid(cx.ex);
         }
-        if self.0.clear_route_cache && changes {
+        if changes {
             cx.ex.route_cleared = true;
         }
         if !verdict.response.is_empty() {
@@ -169,25 +187,42 @@ impl Filter {
         }
         self.count(cx.ex, "ok");
         self.0.stats.ok.inc();
+        if self.0.shadow {
+            remember(cx, "OK", 200, Vec::new());
+        }
         Outcome::Continue
     }
 
-    fn deny(&self, ex: &Exchange, verdict: Verdict) -> Outcome {
+    fn deny(&self, cx: &mut FilterCx<'_>, mut verdict: Verdict) -> Outcome {
+        let ex = &*cx.ex;
         self.0.stats.denied.inc();
         let code = if (200..600).contains(&verdict.code) { verdict.code } else { 403 };
         self.count(ex, "denied");
         if self.0.charge_cluster {
             cluster_stats::charge(ex, code);
         }
+        if self.0.shadow {
+            self.0.stats.shadow_denied.inc();
+            remember(cx, "DENIED", verdict.code, verdict.sent_headers());
+            return Outcome::Continue;
+        }
+        verdict.reframe();
         if self.0.checks.validate && verdict.set.iter().any(|pair| apply::parsed(pair).is_none()) {
             return self.invalid(ex);
         }
         Outcome::Respond(self.reply(ex, code, verdict, "ext_authz_denied"))
     }
 
-    fn fail(&self, ex: &mut Exchange, verdict: Verdict) -> Outcome {
-        self.count(ex, "error");
+    fn fail(&self, cx: &mut FilterCx<'_>, verdict: Verdict) -> Outcome {
+        self.count(cx.ex, "error");
         self.0.stats.error.inc();
+        if self.0.shadow {
+            self.0.stats.shadow_error.inc();
+            let code = if verdict.custom_error && verdict.code != 0 { verdict.code } else { self.0.status_on_error };
+            remember(cx, "ERROR", code, Vec::new());
+            return Outcome::Continue;
+        }
+        let ex = &mut *cx.ex;
         if self.0.failure_mode_allow {
             self.0.stats.failure_mode_allowed.inc();
             self.count(ex, "failure_mode_allowed");
@@ -236,6 +271,12 @@ impl Filter {
     fn count(&self, ex: &Exchange, what: &str) {
         cluster_stats::count(ex, &self.0.cluster_prefix, what);
     }
+}
+
+/// Leaves in filter state what would have become of the request.
+fn remember(cx: &mut FilterCx<'_>, result: &'static str, status: u16, headers: Vec<verdict::Pair>) {
+    let decision = state::Decision { result, status, headers };
+    cx.ex.info.filter_state.set(format!("{}.shadow", cx.name), Arc::new(decision));
 }
 
 /// Context extensions of every level, the more specific ones winning.

@@ -48,7 +48,18 @@ macro_rules! counters {
         }
     };
 }
-counters!(ok, denied, error, disabled, failure_mode_allowed, invalid, ignored_dynamic_metadata, omitted_response_headers);
+counters!(
+    ok,
+    denied,
+    error,
+    disabled,
+    failure_mode_allowed,
+    invalid,
+    ignored_dynamic_metadata,
+    omitted_response_headers,
+    shadow_denied,
+    shadow_error
+);
 
 /// The filter's configuration.
 #[derive(Debug)]
@@ -61,6 +72,12 @@ pub struct Settings {
     pub failure_mode_header: bool,
     pub buffering: Option<Buffering>,
     pub clear_route_cache: bool,
+    /// Headers whose change clears the route cache; none: any.
+    pub clearing_headers: Vec<String>,
+    /// Decide, count and log, but let every request pass.
+    pub shadow: bool,
+    /// Leave what a call took in filter state.
+    pub emit_stats: bool,
     pub status_on_error: u16,
     pub enabled: Option<RuntimeFraction>,
     pub enabled_metadata: Option<MetadataMatcher>,
@@ -126,7 +143,6 @@ impl Settings {
         let errors = cx.report.errors();
         let server = cx.server;
         let report = &mut *cx.report;
-        refuse(p, at, report);
         let (service, is_http) = match &p.services {
             Some(Services::GrpcService(service)) => {
                 check_version(p.transport_api_version, at, report);
@@ -171,6 +187,9 @@ impl Settings {
             failure_mode_header: p.failure_mode_allow_header_add,
             buffering,
             clear_route_cache: p.clear_route_cache,
+            clearing_headers: p.clear_route_cache_headers.clone(),
+            shadow: p.shadow_mode,
+            emit_stats: p.emit_filter_state_stats,
             status_on_error,
             enabled,
             enabled_metadata,
@@ -182,22 +201,6 @@ impl Settings {
             stats: Stats::new(&cx.scope.scope(&cluster_prefix)),
             cluster_prefix,
         })
-    }
-}
-
-/// What Envoy has and Nuncio has not.
-fn refuse(p: &proto::ExtAuthz, at: &At<'_>, report: &mut Report) {
-    if p.shadow_mode {
-        report.unsupported(&at.field("shadow_mode"), "shadow mode");
-    }
-    if !p.clear_route_cache_headers.is_empty() {
-        report.unsupported(&at.field("clear_route_cache_headers"), "clearing the route cache by header (use clear_route_cache)");
-    }
-    if p.emit_filter_state_stats {
-        report.unsupported(&at.field("emit_filter_state_stats"), "filter state of calls");
-    }
-    if p.filter_metadata.is_some() {
-        report.unsupported(&at.field("filter_metadata"), "filter state of calls");
     }
 }
 

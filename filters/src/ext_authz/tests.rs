@@ -334,11 +334,72 @@ fn wrong_configurations_are_refused() {
         ("{}", "grpc_service or http_service"),
         ("{grpc_service: {envoy_grpc: {cluster_name: a}}}", "transport_api_version"),
         (&with(GRPC, ", with_request_body: {}"), "max_request_bytes"),
-        (&with(GRPC, ", shadow_mode: true"), "shadow_mode"),
         ("{http_service: {path_prefix: a, server_uri: {uri: 'a', cluster: b, timeout: 1s}}}", "path_prefix"),
     ] {
         let error = kit::compile(&Factory, &read::<proto::ExtAuthz>(yaml), &server).err().unwrap_or_default();
         assert!(error.contains(word), "{yaml}: {error}");
     }
     assert!(kit::compile_route(&Factory, &proto::ExtAuthzPerRoute::default(), &server).is_err());
+}
+
+/// What a filter left under a name: its text, or a field of it.
+fn left(ex: &Exchange, name: &str, field: Option<&str>) -> Option<String> {
+    let object = ex.info.filter_state.get(name)?;
+    field.map_or_else(|| object.as_string(), |field| object.field(field))
+}
+
+#[test]
+fn a_shadow_decides_and_refuses_nobody() {
+    run(async {
+        let yaml = "{status: {code: 7}, denied_response: {status: {code: 401}, body: no, headers: [{header: {key: x-why, value: a}}]}}";
+        let (_service, server) = grpc_server(yaml).await;
+        let shadow = filter(&server, &with(GRPC, ", shadow_mode: true"));
+        let mut ex = request();
+        assert!(kit::request(&*shadow, "auth", &mut ex).await.is_none());
+        let said = r#"{"check_result":"DENIED","status_code":401,"response_headers":[{"key":"x-why","value":"a"}]}"#;
+        assert_eq!(left(&ex, "auth.shadow", None).as_deref(), Some(said));
+        let json = ex.info.filter_state.get("auth.shadow").and_then(|o| o.as_json());
+        assert_eq!(json.as_deref(), Some(r#"{"checkResult":"DENIED","statusCode":401,"responseHeaders":[{"key":"x-why","value":"a"}]}"#));
+        assert_eq!((count(&server, "denied"), count(&server, "shadow_denied"), ex.info.flags.is_empty()), (1, 1, true));
+        let off =
+            ", shadow_mode: true, filter_enabled: {default_value: {numerator: 0}}, deny_at_disable: {runtime_key: x, default_value: true}";
+        let mut ex = request();
+        assert!(kit::request(&*filter(&server, &with(GRPC, off)), "auth", &mut ex).await.is_none());
+        assert_eq!(left(&ex, "auth.shadow", None).as_deref(), Some(r#"{"check_result":"DENIED","status_code":403}"#));
+        assert!(ex.info.flags.has(ResponseFlags::UNAUTHORIZED_EXTERNAL_SERVICE));
+    });
+}
+
+#[test]
+fn calls_tell_what_they_took() {
+    run(async {
+        let (_service, server) = grpc_server("{status: {code: 0}}").await;
+        let told = filter(&server, &with(GRPC, ", emit_filter_state_stats: true, filter_metadata: {a: b}"));
+        let mut ex = request();
+        assert!(kit::request(&*told, "auth", &mut ex).await.is_none());
+        let number = |name: &str| left(&ex, "auth", Some(name)).and_then(|n| n.parse::<u64>().ok());
+        assert!(
+            number("latency_us").is_some()
+                && number("bytesSent").is_some_and(|n| n > 50)
+                && number("bytesReceived").is_some_and(|n| n > 10)
+        );
+        let mut ex = request();
+        kit::request(&*filter(&server, &with(GRPC, "")), "auth", &mut ex).await;
+        assert!(ex.info.filter_state.get("auth").is_none());
+    });
+}
+
+#[test]
+fn listed_headers_clear_the_route_cache() {
+    run(async {
+        let (_service, server) =
+            grpc_server("{status: {code: 0}, ok_response: {headers: [{header: {key: x-set, value: s}}], headers_to_remove: [x-gone]}}")
+                .await;
+        for (listed, cleared) in [("[X-Set]", true), ("[x-gone]", true), ("[x-other]", false), ("[]", true)] {
+            let filter = filter(&server, &with(GRPC, &format!(", clear_route_cache: true, clear_route_cache_headers: {listed}")));
+            let mut ex = request();
+            kit::request(&*filter, "auth", &mut ex).await;
+            assert_eq!(ex.route_cleared, cleared, "{listed}");
+        }
+    });
 }

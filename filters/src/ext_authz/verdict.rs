@@ -37,6 +37,8 @@ pub struct Verdict {
     pub invalid_action: bool,
     /// An error for which the service chose the response itself.
     pub custom_error: bool,
+    /// The service was asked over HTTP: headers of a denial frame the service's own response.
+    pub over_http: bool,
 }
 
 /// Headers that an allowed request's response gets, by what is done if the header is there already.
@@ -63,12 +65,29 @@ impl Verdict {
     pub fn error() -> Self {
         Self::default()
     }
-    /// Whether the request changes in a way that routing may depend on.
-    pub fn changes_routing(&self) -> bool {
-        !(self.set.is_empty()
-            && self.append.is_empty()
-            && self.remove.is_empty()
-            && self.query_set.is_empty()
-            && self.query_remove.is_empty())
+    /// Whether the request changes in a way that routing may depend on: in one of the headers `listed` (lower case), or in any if none
+    /// is listed.
+    pub fn changes_routing(&self, listed: &[String]) -> bool {
+        let counts = |name: &str| listed.is_empty() || listed.iter().any(|l| l.eq_ignore_ascii_case(name));
+        self.set.iter().chain(&self.append).any(|(name, _)| counts(name))
+            || self.remove.iter().any(|name| counts(name))
+            || !self.query_set.is_empty()
+            || !self.query_remove.is_empty()
+    }
+    /// Headers of the service's response, as it sent them.
+    pub fn sent_headers(&mut self) -> Vec<Pair> {
+        let status = self.over_http.then(|| (":status".to_string(), Bytes::from(self.code.to_string())));
+        status.into_iter().chain(std::mem::take(&mut self.set)).collect()
+    }
+    /// Leaves framing to the response that the client gets.
+    pub fn reframe(&mut self) {
+        if !self.over_http {
+            return;
+        }
+        let (empty, length) = (self.body.is_empty(), self.body.len());
+        self.set.retain(|(name, _)| !(name == "transfer-encoding" || name == "connection" || (name == "content-length" && empty)));
+        for (_, value) in self.set.iter_mut().filter(|(name, _)| name == "content-length") {
+            *value = length.to_string().into();
+        }
     }
 }
