@@ -131,14 +131,14 @@ impl Limiter {
         dynamic.buckets.insert(entries.to_vec(), (now, bucket.clone()));
         Some((rule, bucket))
     }
-    /// Takes tokens for a request: of every descriptor that is configured, the strictest first, then of the default bucket.
-    pub fn judge(&self, descriptors: &[Descriptor]) -> Verdict {
+    /// Takes tokens for a request, each `price` times: of every descriptor that is configured, the strictest first, then of the default bucket.
+    pub fn judge(&self, descriptors: &[Descriptor], price: u64) -> Verdict {
         let mut matched: Vec<_> =
             descriptors.iter().filter_map(|d| self.bucket(&d.entries).map(|(rule, bucket)| (d, rule, bucket))).collect();
         matched.sort_by(|a, b| a.1.rate.fill().total_cmp(&b.1.rate.fill()));
         let mut shadow = false;
         for (descriptor, rule, bucket) in &matched {
-            if !bucket.take(descriptor.hits) {
+            if !bucket.take(descriptor.hits.saturating_mul(price)) {
                 if rule.shadow {
                     shadow = true;
                     continue;
@@ -150,7 +150,7 @@ impl Limiter {
         let (show_headers, told) = first.map_or((None, self.default.clone()), |(show, bucket)| (show, Some(bucket)));
         if (matched.is_empty() || self.always_default)
             && let Some(default) = &self.default
-            && !default.take(1)
+            && !default.take(price)
         {
             return Verdict { allowed: false, shadow, bucket: Some(default.clone()), show_headers: None };
         }

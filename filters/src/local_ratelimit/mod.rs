@@ -5,6 +5,7 @@ pub(crate) mod bucket;
 mod limiter;
 
 use crate::config::decode;
+use crate::ext_authz::settings::http_status;
 use crate::rate_limit::{Limit, RouteLimits};
 use http::{HeaderName, HeaderValue, header};
 use limiter::{Limiter, Verdict};
@@ -13,12 +14,14 @@ use nuncio_core::filter::{FilterAction, FilterCx, HttpFilter, Needs};
 use nuncio_core::filter_state::StateObject;
 use nuncio_core::registry::{FactoryCx, HttpFilterFactory, Server};
 use nuncio_core::stats::Counter;
+use nuncio_core::views::ClusterSlot;
 use nuncio_core::{Exchange, Headers, LocalReply, ResponseFlags};
 use nuncio_format::FormatContext;
 use nuncio_matcher::RuntimeFraction;
 use nuncio_proto::envoy::extensions::common::ratelimit::v3::{VhRateLimitsOptions, XRateLimitHeadersRfcVersion};
 use nuncio_proto::envoy::extensions::filters::http::local_ratelimit::v3::LocalRateLimit;
 use nuncio_route::HeaderParser;
+use nuncio_upstream::Cluster;
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -69,6 +72,8 @@ struct Config {
     response_headers: HeaderParser,
     plan: Arc<limiter::Plan>,
     limiter: Limiter,
+    /// The cluster among whose members the limit is shared.
+    share: Option<Arc<ClusterSlot>>,
     per_connection: bool,
     stage: u32,
     virtual_host: VhRateLimitsOptions,
@@ -86,9 +91,18 @@ impl Config {
     fn compile(p: &LocalRateLimit, at: &At<'_>, cx: &mut FactoryCx<'_>) -> Option<Self> {
         static IDS: AtomicU64 = AtomicU64::new(0);
         let errors = cx.report.errors();
-        if p.local_cluster_rate_limit.is_some() {
-            cx.report.unsupported(&at.field("local_cluster_rate_limit"), "sharing a limit with the local cluster");
-        }
+        let share = match p.local_cluster_rate_limit.is_some().then(|| cx.server.clusters.local()) {
+            None => None,
+            Some(Some(local)) if !p.local_rate_limit_per_downstream_connection => Some(local.clone()),
+            Some(local) => {
+                let (what, remedy) = match local {
+                    None => ("without a local cluster", "name it in the bootstrap's cluster_manager.local_cluster_name"),
+                    Some(_) => ("with local_rate_limit_per_downstream_connection", "set one of them"),
+                };
+                cx.report.error(&at.field("local_cluster_rate_limit"), what, remedy);
+                None
+            }
+        };
         if p.stage > 10 {
             cx.report.error(&at.field("stage"), p.stage.to_string(), "give a stage from 0 to 10");
         }
@@ -117,12 +131,12 @@ impl Config {
             return None;
         };
         let scope = cx.server.stats.root().scope(&format!("{}.http_local_rate_limit.", p.stat_prefix));
-        let status = p.status.as_ref().map_or(429, |s| s.code);
+        let status = http_status(p.status.as_ref(), &at.field("status"), cx.report)?;
         (cx.report.errors() == errors).then(|| Self {
             id: IDS.fetch_add(1, Ordering::Relaxed),
             server: cx.server.clone(),
             // Anything that is no error becomes 429, as in Envoy.
-            status: u16::try_from(status).ok().filter(|s| (400..600).contains(s)).unwrap_or(429),
+            status: status.filter(|s| *s >= 400).unwrap_or(429),
             grpc_status: p.rate_limited_as_resource_exhausted.then_some(8),
             enabled,
             enforced,
@@ -130,6 +144,7 @@ impl Config {
             response_headers,
             limiter: Limiter::new(&plan),
             plan: Arc::new(plan),
+            share,
             per_connection: p.local_rate_limit_per_downstream_connection,
             stage: p.stage,
             virtual_host,
@@ -163,7 +178,16 @@ impl Config {
                 }
             }
         }
-        if self.per_connection { self.of_connection(ex).0.judge(&descriptors) } else { self.limiter.judge(&descriptors) }
+        match self.per_connection {
+            true => self.of_connection(ex).0.judge(&descriptors, 1),
+            false => self.limiter.judge(&descriptors, self.members()),
+        }
+    }
+    /// Members of the cluster that shares the limit: a request costs as much as if each of them had let one through.
+    fn members(&self) -> u64 {
+        let Some(cluster) = self.share.as_ref().and_then(|slot| slot.get()) else { return 1 };
+        let count = cluster.as_any().downcast_ref::<Cluster>().map_or(1, Cluster::member_count);
+        u64::try_from(count).unwrap_or(1).max(1)
     }
     /// The buckets of the connection, made by its first request.
     fn of_connection(&self, ex: &Exchange) -> Arc<PerConnection> {

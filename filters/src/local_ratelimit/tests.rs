@@ -131,7 +131,33 @@ fn refused() {
         Some(TokenBucket { max_tokens: 1, tokens_per_fill: None, fill_interval: Some(nuncio_proto::Duration { seconds: 0, nanos: 1 }) });
     assert!(error(&LocalRateLimit { token_bucket: fast, ..config(1) }).contains("token_bucket.fill_interval"));
     assert!(error(&LocalRateLimit { stat_prefix: String::new(), ..config(1) }).contains("stat_prefix"));
-    assert!(error(&LocalRateLimit { local_cluster_rate_limit: Some(Default::default()), ..config(1) }).contains("not supported"));
     let route = LocalRateLimit { token_bucket: None, ..config(1) };
     assert!(kit::compile_route(&Factory, &route, &server).unwrap_err().contains("token_bucket"));
+}
+
+#[tokio::test]
+async fn members_of_the_local_cluster_share_a_limit() {
+    use nuncio_proto::envoy::extensions::common::ratelimit::v3::LocalClusterRateLimit;
+    let server = kit::server(Default::default());
+    let shared = LocalRateLimit { local_cluster_rate_limit: Some(LocalClusterRateLimit {}), ..config(10) };
+    assert!(kit::compile(&Factory, &shared, &server).unwrap_err().contains("local_cluster_name"));
+    server.clusters.set_local("me");
+    let alone = kit::compile(&Factory, &shared, &server).unwrap();
+    assert!(run(&*alone, "a").await.is_none(), "a cluster that is not there has one member");
+    let both = LocalRateLimit { local_rate_limit_per_downstream_connection: true, ..shared.clone() };
+    assert!(kit::compile(&Factory, &both, &server).unwrap_err().contains("per_downstream_connection"));
+    // Three members: each request costs three tokens.
+    let plan = limiter::Plan::compile(&config(10), &At::Root, &mut nuncio_core::diag::Report::default()).unwrap();
+    let limiter = Limiter::new(&plan);
+    let allowed: Vec<bool> = (0..4).map(|_| limiter.judge(&[], 3).allowed).collect();
+    assert_eq!(allowed, [true, true, true, false]);
+}
+
+#[test]
+fn statuses_are_those_that_have_a_name() {
+    let server = kit::server(Default::default());
+    for code in [0, 299, 499, 600] {
+        let config = LocalRateLimit { status: Some(HttpStatus { code }), ..config(1) };
+        assert!(kit::compile(&Factory, &config, &server).unwrap_err().contains("status"), "{code}");
+    }
 }

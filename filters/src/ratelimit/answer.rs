@@ -4,7 +4,7 @@
 use http::{HeaderName, HeaderValue};
 use nuncio_core::Headers;
 use nuncio_proto::envoy::config::core::v3::HeaderValue as Proto;
-use nuncio_proto::envoy::service::ratelimit::v3::rate_limit_response::{DescriptorStatus, RateLimit, rate_limit::Unit};
+use nuncio_proto::envoy::service::ratelimit::v3::rate_limit_response::{Code, DescriptorStatus, RateLimit, rate_limit::Unit};
 use std::fmt::Write;
 
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
@@ -34,6 +34,13 @@ fn window(limit: &RateLimit) -> u64 {
         Unit::Year => 365 * 86_400,
     };
     unit * u64::from(limit.unit_multiplier.unwrap_or(1).max(1))
+}
+
+/// Whole seconds, at least one, until the last of the limits that a request is over is open again; none if no limit says so.
+pub fn retry_after(statuses: &[DescriptorStatus]) -> Option<u64> {
+    let over = statuses.iter().filter(|s| s.code == Code::OverLimit as i32);
+    let seconds = over.filter_map(|s| s.duration_until_reset.as_ref()).map(|d| u64::try_from(d.seconds).unwrap_or(0)).max();
+    seconds.map(|s| s.max(1))
 }
 
 /// Adds `x-ratelimit-*` of the limit that is nearest to its end. Source: draft-polli-ratelimit-headers-03.

@@ -2,14 +2,14 @@
 //! the answer on its worker. Source: `envoy/extensions/filters/http/ratelimit/v3/rate_limit.proto`, Envoy's `ratelimit.cc`.
 
 mod answer;
-mod settings;
+pub(crate) mod settings;
 #[cfg(test)]
 mod tests;
 
 use crate::cluster_stats::{charge, count};
 use crate::config::decode;
 use crate::rate_limit::{Descriptor, Limit, RouteLimits};
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, header};
 use nuncio_core::diag::At;
 use nuncio_core::filter::{FilterAction, FilterCx, HttpFilter, Needs, Outcome};
 use nuncio_core::registry::{FactoryCx, HttpFilterFactory};
@@ -167,6 +167,12 @@ impl Filter {
         if limited && settings.is_enforced() {
             let mut reply = LocalReply::new(settings.status, answer.raw_body, "request_rate_limited").flag(ResponseFlags::RATE_LIMITED);
             reply.grpc_status = settings.grpc_status;
+            if settings.retry_after
+                && !headers.contains(&header::RETRY_AFTER)
+                && let Some(seconds) = answer::retry_after(&answer.statuses)
+            {
+                headers.append(header::RETRY_AFTER, HeaderValue::from(seconds));
+            }
             settings.response_headers.apply(&mut headers, &FormatContext::exchange(cx.ex));
             reply.headers = headers;
             return Outcome::Respond(Box::new(reply));

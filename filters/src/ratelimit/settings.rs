@@ -37,6 +37,8 @@ pub struct Settings {
     pub grpc_status: Option<u32>,
     pub show_headers: bool,
     pub show_limited: bool,
+    /// Tell refused clients when to come again.
+    pub retry_after: bool,
     pub status: u16,
     pub status_on_error: u16,
     pub response_headers: HeaderParser,
@@ -100,9 +102,6 @@ impl Settings {
         if p.stage > 10 {
             report.error(&at.field("stage"), p.stage.to_string(), "give a stage from 0 to 10");
         }
-        if p.enable_retry_after_header {
-            report.unsupported(&at.field("enable_retry_after_header"), "retry-after of the global limit");
-        }
         let requests = match p.request_type.as_str() {
             "" | "both" => Requests::Both,
             "internal" => Requests::Internal,
@@ -139,6 +138,8 @@ impl Settings {
             grpc_status: p.rate_limited_as_resource_exhausted.then_some(8),
             show_headers: p.enable_x_ratelimit_headers == proto::rate_limit::XRateLimitHeadersRfcVersion::DraftVersion03 as i32,
             show_limited: !p.disable_x_envoy_ratelimited_header,
+            // Only 429 says when to come again, as in Envoy.
+            retry_after: p.enable_retry_after_header && status == 429,
             status,
             status_on_error,
             response_headers,

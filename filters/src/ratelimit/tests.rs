@@ -188,3 +188,24 @@ fn wrong_configurations_are_refused() {
         assert!(error.contains(word), "{yaml}: {error}");
     }
 }
+
+#[test]
+fn refused_clients_hear_when_to_come_again() {
+    run(async {
+        let over = "{overall_code: OVER_LIMIT, statuses: [{code: OVER_LIMIT, duration_until_reset: 3s}, {code: OVER_LIMIT, duration_until_reset: 42s}, {code: OK, duration_until_reset: 99s}]}";
+        let (_service, server, backend) = set_up(over).await;
+        let told = async |more: &str| {
+            let reply = kit::request(&*filter(&server, more), "limit", &mut request(&backend)).await.unwrap();
+            reply.headers.get_str(&header::RETRY_AFTER).map(str::to_string)
+        };
+        assert_eq!(told(", enable_retry_after_header: true").await.as_deref(), Some("42"));
+        assert_eq!(told(", enable_retry_after_header: true, rate_limited_status: {code: ServiceUnavailable}").await, None);
+        assert_eq!(told("").await, None);
+    });
+    run(async {
+        let own = "{overall_code: OVER_LIMIT, statuses: [{code: OVER_LIMIT, duration_until_reset: 0s}], response_headers_to_add: [{key: retry-after, value: '7'}]}";
+        let (_service, server, backend) = set_up(own).await;
+        let reply = kit::request(&*filter(&server, ", enable_retry_after_header: true"), "limit", &mut request(&backend)).await.unwrap();
+        assert_eq!(reply.headers.get_all(&header::RETRY_AFTER).collect::<Vec<_>>(), ["7"]);
+    });
+}
