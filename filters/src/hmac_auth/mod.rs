@@ -94,7 +94,7 @@ impl HttpFilterFactory for Factory {
             let (nonces, keep) = (r.max_nonces.unwrap_or(MAX_NONCES).max(1) as usize, window * 2 + 1);
             let ids: Vec<&str> = config.keys.iter().map(|k| k.id.as_str()).collect();
             // An update of the configuration forgets no nonce.
-            NONCES.get(format!("{nonces} {keep} {}", ids.join(" ")), || Replay::new(nonces, keep))
+            NONCES.get(format!("{nonces} {keep} {}", ids.join(" ")), || Replay::new(&ids, nonces, keep))
         });
         (!cx.report.has_errors()).then(|| {
             Arc::new(Filter {
