@@ -156,16 +156,19 @@ impl Method {
             }
         }
     }
-    /// Takes the credential out of the request, unless the upstream shall see it.
+    /// Takes every credential of this kind out of the request, wherever it is, unless the upstream shall see it.
     pub fn take(&self, ex: &mut Exchange) {
         match self {
             Self::ApiKey { places, forward: false } => {
-                if let Some(place) = places.iter().find(|place| place.key(ex).is_some()) {
-                    place.remove(ex);
+                for place in places {
+                    if place.key(ex).is_some() {
+                        place.remove(ex);
+                    }
                 }
             }
             Self::BasicAuth { forward: false, .. } => {
-                ex.request.headers.remove(&header::AUTHORIZATION);
+                let basic = |value: &HeaderValue| value.as_bytes().get(..6).is_some_and(|s| s.eq_ignore_ascii_case(b"basic "));
+                ex.request.headers.retain(|name, value| name != header::AUTHORIZATION || !basic(value));
             }
             _ => {}
         }

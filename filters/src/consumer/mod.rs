@@ -172,6 +172,8 @@ impl HttpFilter for Filter {
         let route = cx.route_config::<PerRoute>();
         let ex = cx.ex;
         self.headers.clean(ex);
+        // A redirect that the proxy followed brings filter state along: who called before is not who calls now.
+        ex.info.filter_state.remove(NAMESPACE);
         if route.as_ref().is_some_and(|r| r.disabled) {
             return FilterAction::Continue;
         }
@@ -180,14 +182,15 @@ impl HttpFilter for Filter {
         for method in &self.methods {
             found = method.find(&table.1, ex);
             if !matches!(found, Found::Nothing) {
-                if let Found::Consumer(..) = found {
-                    method.take(ex);
-                }
                 break;
             }
         }
         let (consumer, method) = match found {
-            Found::Consumer(consumer, method) => (Some(consumer), method),
+            Found::Consumer(consumer, method) => {
+                // Also those by which nobody was found: they are as good at another gateway.
+                self.methods.iter().for_each(|m| m.take(ex));
+                (Some(consumer), method)
+            }
             Found::Unknown => {
                 self.unknown.inc();
                 return self.refuse(401, "Credentials are not valid", "unknown", ex);

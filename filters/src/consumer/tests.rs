@@ -135,7 +135,7 @@ async fn the_upstream_is_told_by_this_filter_alone() {
     // Bob has no plan, and cannot bring one.
     let mut ex = exchange("/", &[&spoofed[..], &[("x-api-key", "bobs-key"), ("cookie", "key=x; a=b")]].concat());
     who(&*filter, &mut ex).await.unwrap();
-    assert_eq!((get(&ex, "x-plan"), get(&ex, "x-api-key"), get(&ex, "cookie")), (None, None, Some("key=x; a=b".into())));
+    assert_eq!((get(&ex, "x-plan"), get(&ex, "x-api-key"), get(&ex, "cookie")), (None, None, Some("a=b".into())));
     let mut ex = exchange("/", &[("cookie", "key=bobs-key; a=b")]);
     who(&*filter, &mut ex).await.unwrap();
     assert_eq!(get(&ex, "cookie"), Some("a=b".into()));
@@ -227,4 +227,33 @@ fn refused_without_a_word_of_the_secret() {
         let error = kit::compile(&Factory, &config, &server).unwrap_err();
         assert!(error.contains(place) && !error.contains("hunter2"), "{bad}: {error}");
     }
+}
+
+#[tokio::test]
+async fn no_credential_reaches_the_upstream() {
+    let (filter, _) = compiled(CONFIG);
+    let headers = [("x-api-key", "acme-old".to_string()), ("cookie", "a=b; key=bobs-key".into()), ("authorization", basic("bob:one"))];
+    let headers: Vec<(&'static str, &str)> = headers.iter().map(|(n, v)| (*n, v.as_str())).collect();
+    let mut ex = exchange("/p?key=acme-new&a=1", &headers);
+    assert_eq!(who(&*filter, &mut ex).await, Ok("acme by api_key".to_string()));
+    let left: Vec<_> =
+        ex.request.headers.iter().map(|(n, v)| format!("{n}: {}", v.to_str().unwrap())).filter(|h| !h.starts_with("x-")).collect();
+    assert_eq!((ex.request.path.as_str(), left), ("/p?a=1", vec!["cookie: a=b".to_string()]));
+    // What is no credential of this filter stays.
+    let mut ex = exchange("/", &[("x-api-key", "acme-old"), ("authorization", "Bearer abc.def")]);
+    assert!(who(&*filter, &mut ex).await.is_ok());
+    assert!(ex.request.headers.contains(&header::AUTHORIZATION));
+}
+
+#[tokio::test]
+async fn a_redirect_that_the_proxy_follows_names_nobody() {
+    let (filter, _) = compiled(&format!("{CONFIG}anonymous: {{allow: true}}\n"));
+    let mut first = exchange("/", &[("x-api-key", "acme-old")]);
+    assert!(who(&*filter, &mut first).await.is_ok());
+    let shown = |ex: &Exchange| ex.info.filter_state.get(NAMESPACE).and_then(|s| s.as_string());
+    assert_eq!(shown(&first).as_deref(), Some("acme"));
+    let mut second = exchange("/target", &[]);
+    second.info.filter_state = first.info.filter_state.clone();
+    assert_eq!(who(&*filter, &mut second).await, Ok(" by ".to_string()));
+    assert_eq!(shown(&second), None);
 }

@@ -428,3 +428,33 @@ proptest::proptest! {
         proptest::prop_assert!(left.split('&').all(|pair| pair != "t" && !pair.starts_with("t=")));
     }
 }
+
+/// An update of the listener compiles the filter again, before the old one goes.
+#[test]
+fn fetched_keys_outlive_an_update() {
+    use nuncio_callout::test_kit::{HttpServer, cluster, run};
+    run(async {
+        let keys = jwks();
+        let service = HttpServer::start(move |_| Some(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{keys}", keys.len()))).await;
+        let server = kit::server(Default::default());
+        cluster(&server, "keys-of-an-update", service.address, "");
+        let yaml = |extra: &str| {
+            format!(
+                "{{providers: {{a: {{issuer: https://a.test, audiences: [shop], remote_jwks: {{http_uri: {{uri: 'http://keys.test/jwks', cluster: keys-of-an-update, timeout: 20s}}}}}}}}, \
+                 rules: [{{match: {{prefix: /}}, requires: {{provider_name: a}}}}]{extra}}}"
+            )
+        };
+        let compile = |extra: &str| kit::compile(&Factory, &config(&yaml(extra)), &server).unwrap();
+        let call = async |filter: &dyn HttpFilter| {
+            kit::request(filter, "j", &mut exchange("/", &[bearer(&token("RS256", "RSA", ""))])).await.map(|reply| reply.status)
+        };
+        let first = compile("");
+        assert_eq!((call(&*first).await, service.requests.borrow().len()), (None, 1));
+        let second = compile(", bypass_cors_preflight: true");
+        drop(first);
+        assert_eq!((call(&*second).await, service.requests.borrow().len()), (None, 1), "nobody asks again");
+        // A configuration without them lets them go.
+        drop(second);
+        assert_eq!((call(&*compile("")).await, service.requests.borrow().len()), (None, 2));
+    });
+}
