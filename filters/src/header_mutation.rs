@@ -11,6 +11,7 @@ use nuncio_format::{FormatContext, Formatter};
 use nuncio_proto::envoy::config::core::v3::KeyValueMutation;
 use nuncio_proto::envoy::config::core::v3::key_value_append::KeyValueAppendAction as Append;
 use nuncio_proto::envoy::extensions::filters::http::header_mutation::v3 as proto;
+use nuncio_proto::typed;
 use nuncio_route::HeaderMutations;
 use prost_types::value::Kind;
 use smallvec::SmallVec;
@@ -59,6 +60,9 @@ struct Mutations {
     trailers: HeaderMutations,
 }
 
+/// Formatter extensions whose operators every format has.
+const BUILT_IN: [&str; 2] = ["envoy.extensions.formatter.metadata.v3.Metadata", "envoy.extensions.formatter.cel.v3.Cel"];
+
 #[derive(Debug)]
 enum QueryMutation {
     Remove(String),
@@ -68,8 +72,16 @@ enum QueryMutation {
 impl Mutations {
     fn compile(p: &proto::Mutations, at: &At<'_>, report: &mut Report) -> Option<Self> {
         let errors = report.errors();
+        let formatters = at.field("formatters");
         for (i, formatter) in p.formatters.iter().enumerate() {
-            report.unsupported(&at.field("formatters").index(i), format_args!("formatter extension {}", formatter.name));
+            let at = formatters.index(i);
+            match formatter.typed_config.as_ref().map(typed::unpack) {
+                // Their operators are built in.
+                Some(Ok(found)) if BUILT_IN.contains(&found.name.as_ref()) => {}
+                Some(Ok(found)) => report.unsupported(&at, format_args!("formatter {:?} ({})", formatter.name, found.name)),
+                Some(Err(why)) => report.error(&at, why, "correct the typed_config"),
+                None => report.error(&at, format!("formatter {:?} without typed_config", formatter.name), "give its configuration"),
+            }
         }
         let request = HeaderMutations::compile(&p.request_mutations, &at.field("request_mutations"), report);
         let request_trailers = HeaderMutations::compile(&p.request_trailers_mutations, &at.field("request_trailers_mutations"), report);
@@ -242,11 +254,8 @@ impl BodySource for WithTrailers {
     fn is_end(&self) -> bool {
         self.inner.is_end()
     }
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
-        self.inner.poll_stalled(cx)
-    }
-    fn on_sent(&mut self) {
-        self.inner.on_sent();
+    fn inner(&mut self) -> Option<&mut Body> {
+        Some(&mut self.inner)
     }
 }
 
@@ -292,7 +301,7 @@ mod tests {
     use nuncio_core::{RequestHead, ResponseHead};
     use nuncio_proto::envoy::config::common::mutation_rules::v3::{HeaderMutation, header_mutation::Action};
     use nuncio_proto::envoy::config::core::v3::header_value_option::HeaderAppendAction;
-    use nuncio_proto::envoy::config::core::v3::{HeaderValue, HeaderValueOption, KeyValueAppend, KeyValuePair};
+    use nuncio_proto::envoy::config::core::v3::{HeaderValue, HeaderValueOption, KeyValueAppend, KeyValuePair, TypedExtensionConfig};
 
     fn set(key: &str, value: &str) -> HeaderMutation {
         let header = Some(HeaderValue { key: key.into(), value: value.into(), ..Default::default() });
@@ -305,6 +314,19 @@ mod tests {
     }
     fn request_header(value: &str) -> proto::Mutations {
         proto::Mutations { request_mutations: vec![set("x-a", value)], ..Default::default() }
+    }
+
+    #[test]
+    fn formatters_whose_operators_are_built_in_are_taken() {
+        let server = kit::server(Default::default());
+        let compile = |kind: &str| {
+            let any = prost_types::Any { type_url: format!("type.googleapis.com/envoy.extensions.formatter.{kind}"), value: Vec::new() };
+            let formatter = TypedExtensionConfig { name: "f".into(), typed_config: Some(any) };
+            let mutations = proto::Mutations { formatters: vec![formatter], ..request_header("%METADATA(ROUTE:a:b)%") };
+            kit::compile(&Factory, &proto::HeaderMutation { mutations: Some(mutations), ..Default::default() }, &server).err()
+        };
+        assert_eq!((compile("metadata.v3.Metadata"), compile("cel.v3.Cel")), (None, None));
+        assert!(compile("req_without_query.v3.ReqWithoutQuery").is_some_and(|e| e.contains("ReqWithoutQuery")));
     }
 
     #[tokio::test]
