@@ -198,6 +198,9 @@ async fn life(args: Args, mut factories: Factories) -> i32 {
         drain_time: args.drain_time,
         clusters: Arc::default(),
     });
+    if let Some(local) = bootstrap.cluster_manager.as_ref().map(|m| &m.local_cluster_name).filter(|n| !n.is_empty()) {
+        server.clusters.set_local(local);
+    }
     if !validating {
         if args.local_address_ip_version == IpVersion::V6 {
             nuncio_core::local_address::use_ipv6();
