@@ -2,7 +2,7 @@
 CARGO ?= cargo
 LAB = istio-compat/lab
 
-.PHONY: demo build test differential h2spec e2e bench lint advisories fuzz
+.PHONY: demo build test differential h2spec e2e bench stall lint advisories fuzz
 
 build:            ## the release binary: target/release/nuncio
 	$(CARGO) build --release --locked -p nuncio
@@ -41,6 +41,13 @@ e2e: build        ## the mesh: real istiod, Kubernetes API, pilot-agent (root, G
 bench: build      ## side by side with Envoy, nginx and haproxy, as ratios
 	tests/need bench
 	python3 tests/bench/bench.py $(ROWS)
+
+stall:            ## 20,000 requests of 100 KB through concurrency_queue while the upstream stalls: over HTTP/2, twice, and over HTTP/1.1
+	$(CARGO) build --release --locked -p nuncio
+	python3 tests/bench/stall.py
+	python3 tests/bench/stall.py --last-first
+	python3 tests/bench/stall.py --max-wait 5 --places 4
+	python3 tests/bench/stall.py --http1 --requests 9000
 
 fuzz:             ## each fuzz target (or TARGETS) for SECONDS_EACH (60)
 	tests/need fuzz

@@ -2,10 +2,14 @@
 """Side by side with Envoy, nginx and haproxy in one run, as ratios to Envoy: CPU per request, memory, time to ready.
 
 Usage: bench.py [ROW ...]   runs all rows, or those whose names contain ROW. SECONDS_EACH (default 4) is the length of one load,
-ROUNDS (default 3) how often each row is measured; the median counts. Every proxy has one worker on one core, the load and the upstream
+ROUNDS (default 3) how often each row is measured; the median counts. Rows `filter ...` compare Nuncio and Envoy with each filter and without it. Every proxy has one worker on one core, the load and the upstream
 (nginx) share the other. CPU is the operating system's account of the proxy's processes (user + system), not wall time.
 """
 
+import base64
+import collections
+import hashlib
+import hmac
 import json
 import os
 import re
@@ -34,8 +38,8 @@ def envoy_binary():
     return os.path.join(os.path.dirname(envoy.__file__), "_bin", "envoy")
 
 
-def envoy_config(work, clusters=0):
-    """The same bootstrap for Envoy and Nuncio. `clusters`: that many more clusters and virtual hosts."""
+def envoy_config(work, clusters=0, http_filter=None):
+    """The same bootstrap for Envoy and Nuncio. `clusters`: that many more clusters and virtual hosts; `http_filter`: before the router."""
     def cluster(name, http2=False):
         return {"name": name, "type": "STATIC", "connect_timeout": "1s", "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [
             {"endpoint": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": UPSTREAM}}}}]}]},
@@ -47,7 +51,7 @@ def envoy_config(work, clusters=0):
     def http(port, tls=False):
         manager = {"@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager", "stat_prefix": f"p{port}",
                    "codec_type": "AUTO", "use_remote_address": True, "stream_idle_timeout": "0s", "route_config": {"name": "r", "virtual_hosts": hosts},
-                   "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]}
+                   "http_filters": ([http_filter] if http_filter else []) + [{"name": "envoy.filters.http.router", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]}
         chain = {"filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}]}
         if tls:
             chain["transport_socket"] = {"name": "envoy.transport_sockets.tls", "typed_config": {
@@ -64,12 +68,12 @@ def envoy_config(work, clusters=0):
 class Proxy:
     """A running proxy pinned to core 0."""
 
-    def __init__(self, name, work, clusters=0):
+    def __init__(self, name, work, clusters=0, http_filter=None):
         self.name = name
         if name in ("nuncio", "envoy"):
             path = f"{work}/{name}.json"
             with open(path, "w", encoding="utf-8") as file:
-                json.dump(envoy_config(work, clusters), file)
+                json.dump(envoy_config(work, clusters, http_filter), file)
             command = [NUNCIO if name == "nuncio" else envoy_binary(), "-c", path, "--concurrency", "1", "-l", "error"]
             if name == "envoy":
                 command.append("--disable-hot-restart")
@@ -86,7 +90,7 @@ class Proxy:
         start = time.monotonic()
         self.log = open(f"{work}/{name}.log", "w", encoding="utf-8")
         self.process = subprocess.Popen(["taskset", "-c", "0", *command], stdout=self.log, stderr=self.log, start_new_session=True)
-        while not answers(HTTP):
+        while not answers(HTTP, any_status=http_filter is not None):
             if self.process.poll() is not None or time.monotonic() - start > 60:
                 raise RuntimeError(f"{name} did not come up: " + open(f"{work}/{name}.log", encoding="utf-8").read()[-800:])
             time.sleep(0.002)
@@ -120,12 +124,12 @@ class Proxy:
             time.sleep(0.01)
 
 
-def answers(port):
+def answers(port, any_status=False):
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as s:
             s.settimeout(2)
             s.sendall(b"GET /small HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
-            return b" 200 " in s.recv(4096)
+            return (b"HTTP/1.1 " if any_status else b" 200 ") in s.recv(4096)
     except OSError:
         return False
 
@@ -218,6 +222,87 @@ ROWS = {
 }
 
 
+def filters():
+    """Rows `filter ...`: a filter, what its requests have to have, and whether Envoy has it. Those that are checked every time are let in."""
+    envoy = "type.googleapis.com/envoy.extensions.filters.http."
+    ours = "type.googleapis.com/nuncio.filters.http."
+    part = lambda data: base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+    sign = lambda secret, text: hmac.digest(secret, text.encode(), "sha256")
+    key = b"0123456789abcdef0123456789abcdef"
+    signed = part(b'{"alg":"HS256","kid":"k"}') + "." + part(b'{"iss":"i","aud":"a","sub":"s","exp":4102444800}')
+    jwks = json.dumps({"keys": [{"kty": "oct", "kid": "k", "alg": "HS256", "k": part(key)}]})
+    everyone = {"default_value": {"numerator": 100}}
+    bucket = {"max_tokens": 100000000, "tokens_per_fill": 100000000, "fill_interval": "1s"}
+    now = int(time.time())
+    empty = hashlib.sha256(b"").hexdigest()
+    host = f"127.0.0.1:{HTTP}"
+    mac = base64.b64encode(sign(b"a secret", f"NUNCIO-HMAC-SHA256\n{now}\nn\nGET\n{host}\n/small\n\n{empty}")).decode()
+    query = f"expires={now + 3600}&key_id=k"
+    link = f"/small?{query}&signature={part(sign(b'a secret', f'GET{chr(10)}{host}{chr(10)}/small{chr(10)}{query}{chr(10)}'))}"
+    header = lambda name, value: ["-H", f"{name}: {value}"]
+    limit = {"stat_prefix": "l", "token_bucket": bucket, "filter_enabled": everyone, "filter_enforced": everyone}
+    # Name: type, message, arguments of wrk, path, Envoy has it.
+    return {
+        "jwt_authn": (envoy + "jwt_authn.v3.JwtAuthentication", {"providers": {"p": {"issuer": "i", "audiences": ["a"], "local_jwks": {"inline_string": jwks}}},
+                      "rules": [{"match": {"prefix": "/"}, "requires": {"provider_name": "p"}}]}, header("authorization", f"Bearer {signed}.{part(sign(key, signed))}"), "/small", True),
+        "rbac": (envoy + "rbac.v3.RBAC", {"rules": {"policies": {"p": {"permissions": [{"url_path": {"path": {"prefix": "/"}}}], "principals": [{"and_ids": {"ids": [
+                 {"remote_ip": {"address_prefix": "127.0.0.0", "prefix_len": 8}}, {"header": {"name": "x", "string_match": {"exact": "y"}}}]}}]}}}}, header("x", "y"), "/small", True),
+        "local_ratelimit": (envoy + "local_ratelimit.v3.LocalRateLimit", limit, [], "/small", True),
+        "local_ratelimit descriptors": (envoy + "local_ratelimit.v3.LocalRateLimit", {**limit, "rate_limits": [{"actions": [{"request_headers": {"header_name": "x", "descriptor_key": "k"}}]}],
+                                        "descriptors": [{"entries": [{"key": "k", "value": "y"}], "token_bucket": bucket}]}, header("x", "y"), "/small", True),
+        "basic_auth": (envoy + "basic_auth.v3.BasicAuth", {"users": {"inline_string": "user:{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=\n"}},
+                       header("authorization", "Basic " + base64.b64encode(b"user:password").decode()), "/small", True),
+        "api_key_auth": (envoy + "api_key_auth.v3.ApiKeyAuth", {"credentials": [{"key": "k", "client": "c"}], "key_sources": [{"header": "x-key"}]}, header("x-key", "k"), "/small", True),
+        "csrf": (envoy + "csrf.v3.CsrfPolicy", {"filter_enabled": everyone}, header("origin", "http://a"), "/small", True),
+        "cors": (envoy + "cors.v3.Cors", {}, header("origin", "http://a"), "/small", True),
+        "header_mutation": (envoy + "header_mutation.v3.HeaderMutation", {"mutations": {"request_mutations": [{"append": {"header": {"key": "a", "value": "b"}}}, {"remove": "c"}],
+                            "response_mutations": [{"append": {"header": {"key": "d", "value": "%REQ(x)%"}}}]}}, header("x", "y"), "/small", True),
+        "header_to_metadata": (envoy + "header_to_metadata.v3.Config", {"request_rules": [{"header": "x", "on_header_present": {"metadata_namespace": "n", "key": "k"}}]}, header("x", "y"), "/small", True),
+        "set_metadata": (envoy + "set_metadata.v3.Config", {"metadata": [{"metadata_namespace": "n", "value": {"k": "v"}}]}, [], "/small", True),
+        "ip_tagging": (envoy + "ip_tagging.v3.IPTagging", {"request_type": "BOTH", "ip_tags": [{"ip_tag_name": "t", "ip_list": [{"address_prefix": "127.0.0.0", "prefix_len": 8}]}]}, [], "/small", True),
+        "buffer": (envoy + "buffer.v3.Buffer", {"max_request_bytes": 1000}, [], "/small", True),
+        "compressor": (envoy + "compressor.v3.Compressor", {"compressor_library": {"name": "g", "typed_config": {"@type": "type.googleapis.com/envoy.extensions.compression.gzip.compressor.v3.Gzip"}},
+                       "response_direction_config": {"common_config": {"content_type": ["text/plain"]}}}, header("accept-encoding", "gzip"), "/1k", True),
+        "fault": (envoy + "fault.v3.HTTPFault", {"abort": {"http_status": 418, "percentage": {"numerator": 0}}, "headers": [{"name": "x", "present_match": True}]}, header("x", "y"), "/small", True),
+        "consumer": (ours + "consumer.v1.ConsumerAuth", {"methods": [{"api_key": {"places": [{"header": "x-key"}]}}], "consumers": [{"name": "c", "credentials": [{"api_key": {
+                     "data_source": {"inline_string": "k"}}}]}], "upstream_headers": {"name": "x-consumer"}}, header("x-key", "k"), "/small", False),
+        "hmac_auth": (ours + "hmac_auth.v1.HmacAuth", {"keys": [{"id": "k", "secret": {"data_source": {"inline_string": "a secret"}}}], "window": "3600s"},
+                      header("authorization", f"NUNCIO-HMAC-SHA256 key_id=k, timestamp={now}, nonce=n, signature={mac}"), "/small", False),
+        "signed_url": (ours + "signed_url.v1.SignedUrl", {"keys": [{"id": "k", "secret": {"data_source": {"inline_string": "a secret"}}}]}, [], link, False),
+        "concurrency_queue": (ours + "concurrency_queue.v1.ConcurrencyQueue", {"stat_prefix": "q", "max_concurrency": 1000}, [], "/small", False),
+    }
+
+
+def filter_rows(work, chosen):
+    """CPU of a request with each filter: ratio to Envoy with the same filter, and what the filter adds to each proxy."""
+    results = {}
+    for name, (kind, message, more, path, has) in filters().items():
+        row = f"filter {name}"
+        if not chosen(row):
+            continue
+        http_filter = {"name": "filter", "typed_config": {"@type": kind, **message}}
+        samples = collections.defaultdict(list)
+        for _ in range(ROUNDS):
+            for proxy_name in ["nuncio", "envoy"] if has else ["nuncio"]:
+                for given in (None, http_filter):
+                    proxy = Proxy(proxy_name, work, http_filter=given)
+                    try:
+                        before = proxy.cpu()
+                        n = wrk(path, 64, HTTP, *more)
+                        samples[proxy_name, given is not None].append((proxy.cpu() - before) / n * 1e6)
+                    finally:
+                        proxy.stop()
+        values = {key: statistics.median(found) for key, found in samples.items()}
+        results[row] = {f"{proxy}{' with' if given else ''}": value for (proxy, given), value in values.items()}
+        with_it, without = values["nuncio", True], values["nuncio", False]
+        cells = f"nuncio {with_it:.1f} (+{with_it - without:.1f}, {with_it / without:.2f} of without)"
+        if has:
+            with_it, without = values["envoy", True], values["envoy", False]
+            cells += f"   envoy {with_it:.1f} (+{with_it - without:.1f}, {with_it / without:.2f} of without)   nuncio/envoy {values['nuncio', True] / with_it:.2f}"
+        print(f"{row:<36} {'us cpu/req':<12} {cells}", flush=True)
+    return results
+
+
 def idle_connections(proxy, n=2000):
     """Bytes per idle keep-alive connection after one request on each."""
     before = proxy.rss()
@@ -281,6 +366,7 @@ def main():
                         proxy.stop()
             results[row] = {p: statistics.median(s) for p, s in samples.items()}
             print_row(row, results[row], "us cpu/req")
+        results.update(filter_rows(work, chosen))
         for row, clusters in [("memory, empty", 0), ("memory, 5,000 clusters and hosts", 5000)]:
             if chosen(row):
                 values, ready = {}, {}
