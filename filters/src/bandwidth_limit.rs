@@ -338,11 +338,8 @@ impl BodySource for Limited {
     fn is_end(&self) -> bool {
         self.ended
     }
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
-        self.inner.poll_stalled(cx)
-    }
-    fn on_sent(&mut self) {
-        self.inner.on_sent();
+    fn inner(&mut self) -> Option<&mut Body> {
+        Some(&mut self.inner)
     }
 }
 

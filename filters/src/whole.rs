@@ -115,8 +115,8 @@ impl BodySource for Replay {
     fn is_end(&self) -> bool {
         self.pieces.is_empty() && self.trailers.is_none() && self.rest.is_end()
     }
-    fn on_sent(&mut self) {
-        self.rest.on_sent();
+    fn inner(&mut self) -> Option<&mut Body> {
+        Some(&mut self.rest)
     }
 }
 

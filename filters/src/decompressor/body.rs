@@ -108,10 +108,7 @@ impl BodySource for Decompressed {
     fn is_end(&self) -> bool {
         self.decoder.is_none() && self.trailers.is_none()
     }
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
-        self.inner.poll_stalled(cx)
-    }
-    fn on_sent(&mut self) {
-        self.inner.on_sent();
+    fn inner(&mut self) -> Option<&mut Body> {
+        Some(&mut self.inner)
     }
 }

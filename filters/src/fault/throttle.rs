@@ -75,11 +75,8 @@ impl BodySource for Throttled {
     fn is_end(&self) -> bool {
         self.waiting.is_empty() && self.inner.is_end()
     }
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
-        self.inner.poll_stalled(cx)
-    }
-    fn on_sent(&mut self) {
-        self.inner.on_sent();
+    fn inner(&mut self) -> Option<&mut Body> {
+        Some(&mut self.inner)
     }
 }
 

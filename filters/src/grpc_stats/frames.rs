@@ -81,8 +81,8 @@ impl<F: FnMut(Seen<'_>)> BodySource for Watched<F> {
     fn is_end(&self) -> bool {
         self.inner.is_end()
     }
-    fn on_sent(&mut self) {
-        self.inner.on_sent();
+    fn inner(&mut self) -> Option<&mut Body> {
+        Some(&mut self.inner)
     }
 }
 
@@ -90,6 +90,30 @@ impl<F: FnMut(Seen<'_>)> BodySource for Watched<F> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// A body that gives up as soon as nobody reads, and knows that it was sent.
+    struct Impatient(std::rc::Rc<std::cell::Cell<bool>>);
+    impl BodySource for Impatient {
+        fn poll_frame(&mut self, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame, StreamError>>> {
+            Poll::Pending
+        }
+        fn poll_stalled(&mut self, _cx: &mut Context<'_>) -> Poll<StreamError> {
+            Poll::Ready(StreamError::LocalReset("stalled"))
+        }
+        fn on_sent(&mut self) {
+            self.0.set(true);
+        }
+    }
+
+    #[test]
+    fn the_body_inside_hears_that_nobody_reads() {
+        let sent = std::rc::Rc::default();
+        let mut body = watch(Body::Stream(Box::new(Impatient(std::rc::Rc::clone(&sent)))), |_| {});
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert_eq!(body.poll_stalled(&mut cx), Poll::Ready(StreamError::LocalReset("stalled")));
+        body.on_sent();
+        assert!(sent.get());
+    }
 
     proptest! {
         #[test]

@@ -81,11 +81,8 @@ impl BodySource for Decoded {
     fn is_end(&self) -> bool {
         self.ended || (self.rest.is_empty() && self.inner.is_end())
     }
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
-        self.inner.poll_stalled(cx)
-    }
-    fn on_sent(&mut self) {
-        self.inner.on_sent();
+    fn inner(&mut self) -> Option<&mut Body> {
+        Some(&mut self.inner)
     }
 }
 
@@ -129,11 +126,8 @@ impl<F: FnMut(&Headers)> BodySource for Encoded<F> {
     fn is_end(&self) -> bool {
         self.ended
     }
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
-        self.inner.poll_stalled(cx)
-    }
-    fn on_sent(&mut self) {
-        self.inner.on_sent();
+    fn inner(&mut self) -> Option<&mut Body> {
+        Some(&mut self.inner)
     }
 }
 

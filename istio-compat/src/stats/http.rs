@@ -154,10 +154,7 @@ impl BodySource for Reporting {
     fn is_end(&self) -> bool {
         self.inner.is_end()
     }
-    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
-        self.inner.poll_stalled(cx)
-    }
-    fn on_sent(&mut self) {
-        self.inner.on_sent();
+    fn inner(&mut self) -> Option<&mut Body> {
+        Some(&mut self.inner)
     }
 }

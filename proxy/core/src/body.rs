@@ -67,13 +67,21 @@ pub trait BodySource {
     fn is_end(&self) -> bool {
         false
     }
+    /// The body that this one changes or watches, if that is what it does: it is asked when nobody reads, and told when all is sent.
+    fn inner(&mut self) -> Option<&mut Body> {
+        None
+    }
     /// Polled instead of [`Self::poll_frame`] while the reader takes no more, so that time limits count then too. Ready if the stream
     /// must end; after that nothing is polled.
-    fn poll_stalled(&mut self, _cx: &mut Context<'_>) -> Poll<StreamError> {
-        Poll::Pending
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        self.inner().map_or(Poll::Pending, |inner| inner.poll_stalled(cx))
     }
     /// Called once when the codec has handed the last byte to the transport. Not called when the stream is reset.
-    fn on_sent(&mut self) {}
+    fn on_sent(&mut self) {
+        if let Some(inner) = self.inner() {
+            inner.on_sent();
+        }
+    }
 }
 
 /// A message body.

@@ -329,7 +329,7 @@ impl BodySource for MeteredBody {
     fn is_end(&self) -> bool {
         self.inner.is_end()
     }
-    fn on_sent(&mut self) {
-        self.inner.on_sent();
+    fn inner(&mut self) -> Option<&mut Body> {
+        Some(&mut self.inner)
     }
 }
