@@ -17,6 +17,7 @@ pub mod decompressor;
 pub mod dynamic_forward_proxy;
 pub mod ext_authz;
 pub mod fault;
+pub mod format_values;
 pub mod grpc_stats;
 pub mod grpc_web;
 pub mod header_mutation;

@@ -5,6 +5,7 @@
 use crate::watched::{self, Watched};
 use arc_swap::{ArcSwap, Guard};
 use nuncio_core::diag::{At, Report};
+use nuncio_proto::envoy::config::core::v3::ConfigSource;
 use nuncio_proto::nuncio::common::v1::{self as proto, secret::Source};
 use nuncio_tls::{SecretKind, SecretSlot, SecretStore};
 use std::fmt;
@@ -55,11 +56,7 @@ impl Secret {
                     report.error(&at.field("name"), "nothing", "name the secret");
                     return None;
                 }
-                let Some(store) = STORE.get() else {
-                    report.error(&at, format!("secret {}", sds.name), "secrets of SDS cannot be had here; use data_source");
-                    return None;
-                };
-                Some(Self(Inner::Sds(store.slot(&sds.name, SecretKind::Generic, sds.sds_config.as_ref()))))
+                stored(&sds.name, sds.sds_config.as_ref(), &at, report)
             }
             None => {
                 report.error(at, "no secret", "set data_source or sds");
@@ -77,6 +74,17 @@ impl Secret {
 }
 
 /// How often secrets of any kind changed so far.
+/// The secret `name` of SDS, or one of the bootstrap's if there is no `source`; `None` means refused.
+pub(crate) fn stored(name: &str, source: Option<&ConfigSource>, at: &At<'_>, report: &mut Report) -> Option<Secret> {
+    match STORE.get() {
+        Some(store) => Some(Secret(Inner::Sds(store.slot(name, SecretKind::Generic, source)))),
+        None => {
+            report.error(at, format!("secret {name}"), "secrets of SDS cannot be had here; use data_source");
+            None
+        }
+    }
+}
+
 fn generation() -> u64 {
     watched::generation().wrapping_add(STORE.get().map_or(0, |store| store.generation()))
 }

@@ -30,6 +30,7 @@ fn factories() -> Factories {
     nuncio_filters::register(&mut registry);
     nuncio_istio::register(&mut registry);
     nuncio_format::set_loggers(Box::new(nuncio_loggers::Loggers));
+    nuncio_format::set_values(Box::new(nuncio_filters::format_values::Values));
     Factories { registry, terminals: Box::new(terminals), worker_setup: nuncio_stats::set_worker }
 }
 

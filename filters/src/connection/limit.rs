@@ -101,6 +101,7 @@ impl NetworkFilter for Filter {
         }
         shared.limited.inc();
         info.connection.close_delay.set(shared.delay);
+        info.connection.local_close.set(Some("over_connection_limit"));
         NetworkAction::Close(Cow::Borrowed(""))
     }
     fn wants_data(&self) -> bool {

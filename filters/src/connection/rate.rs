@@ -93,6 +93,7 @@ impl NetworkFilter for Filter {
         }
         shared.limited.inc();
         info.flags.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
+        info.connection.local_close.set(Some("local_ratelimit_close_over_limit"));
         NetworkAction::Close(Cow::Borrowed(""))
     }
     fn wants_data(&self) -> bool {

@@ -118,6 +118,7 @@ impl Filter {
         }
         let details = details(decision.policy.map(|p| &*p.name)).into();
         info.connection.close_delay.set(config.delay);
+        info.connection.local_close.set(Some("rbac_deny_close"));
         Some(NetworkAction::Close(details))
     }
 }

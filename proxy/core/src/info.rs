@@ -10,7 +10,7 @@ use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -40,6 +40,8 @@ pub struct CertInfo {
     pub dns_sans: Vec<String>,
     pub ip_sans: Vec<String>,
     pub email_sans: Vec<String>,
+    /// Values of otherName entries, as text.
+    pub other_sans: Vec<String>,
     pub not_before: Option<SystemTime>,
     pub not_after: Option<SystemTime>,
     /// URL-encoded PEM of the certificate, as x-forwarded-client-cert's `Cert=`.
@@ -55,6 +57,8 @@ pub struct TlsInfo {
     pub version: &'static str,
     /// OpenSSL's cipher name (`TLS_AES_128_GCM_SHA256`, `ECDHE-RSA-AES128-GCM-SHA256`).
     pub cipher: &'static str,
+    /// The group of the key exchange as BoringSSL names it (`X25519`, `P-256`); empty if there was no exchange.
+    pub group: &'static str,
     pub sni: Option<ByteStr>,
     pub alpn: Option<ByteStr>,
     /// Hex session id, empty if none.
@@ -67,20 +71,78 @@ pub struct TlsInfo {
     pub peer: OnceLock<CertInfo>,
     /// Parser of `peer_chain`, set by nuncio-tls.
     pub parse_peer: Option<ParsePeer>,
+    /// Reader of the whole of `peer_chain`, which knows what the peer was verified against; set by nuncio-tls.
+    pub chain_reader: Option<Arc<dyn ReadChain>>,
+    /// Read on first use.
+    pub chain: OnceLock<Box<PeerChain>>,
     /// Our own certificate.
     pub local: Option<Arc<CertInfo>>,
+    /// When the client's hello had come; none upstream.
+    pub hello: Option<Instant>,
 }
 
 /// Reads a DER chain, leaf first.
 pub type ParsePeer = fn(&[Vec<u8>]) -> CertInfo;
 
+/// What tells one certificate from others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CertDigests {
+    /// Lower-case hex of the DER certificate.
+    pub sha256: String,
+    pub sha1: String,
+    /// Lower-case hex serial number.
+    pub serial: String,
+}
+
+/// A peer's certificates.
+#[derive(Clone, Debug, Default)]
+pub struct PeerChain {
+    /// All that it sent, leaf first.
+    pub certs: Vec<CertDigests>,
+    /// The certificate that the leaf was verified with; none if it was not verified.
+    pub issuer: Option<CertDigests>,
+}
+
+/// Reads a peer's chain of DER certificates, leaf first.
+pub trait ReadChain: std::fmt::Debug + Send + Sync {
+    fn read(&self, chain: &[Vec<u8>], validated: bool) -> PeerChain;
+}
+
 impl TlsInfo {
+    /// The peer's whole chain, read once; none if it sent none.
+    pub fn peer_chain(&self) -> Option<&PeerChain> {
+        if self.peer_chain.is_empty() {
+            return None;
+        }
+        let read = || self.chain_reader.as_ref().map(|r| r.read(&self.peer_chain, self.peer_validated)).unwrap_or_default();
+        Some(self.chain.get_or_init(|| Box::new(read())))
+    }
     /// The peer's certificate, parsed once; none if it sent none.
     pub fn peer_cert(&self) -> Option<&CertInfo> {
         if self.peer_chain.is_empty() {
             return None;
         }
         Some(self.peer.get_or_init(|| self.parse_peer.map_or_else(CertInfo::default, |parse| parse(&self.peer_chain))))
+    }
+}
+
+/// How the end of a connection showed. Source: Envoy's `StreamInfo::DetectedCloseType`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectedClose {
+    #[default]
+    Normal,
+    LocalReset,
+    RemoteReset,
+}
+
+impl DetectedClose {
+    /// As `%DOWNSTREAM_DETECTED_CLOSE_TYPE%` shows it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Normal => "Normal",
+            Self::LocalReset => "LocalReset",
+            Self::RemoteReset => "RemoteReset",
+        }
     }
 }
 
@@ -118,6 +180,10 @@ pub struct ConnectionInfo {
     pub termination_details: RefCell<Option<Cow<'static, str>>>,
     /// `%DOWNSTREAM_TRANSPORT_FAILURE_REASON%`.
     pub transport_failure: RefCell<Option<String>>,
+    /// `%DOWNSTREAM_LOCAL_CLOSE_REASON%`: why this side closed the connection.
+    pub local_close: Cell<Option<&'static str>>,
+    /// `%DOWNSTREAM_DETECTED_CLOSE_TYPE%`.
+    pub detected_close: Cell<DetectedClose>,
     /// Response flags and details of the connection itself, for the listener's access log; see [`Self::learn`].
     pub flags: Cell<ResponseFlags>,
     pub details: RefCell<Option<Cow<'static, str>>>,
@@ -154,6 +220,8 @@ impl ConnectionInfo {
             metadata: RefCell::default(),
             termination_details: RefCell::default(),
             transport_failure: RefCell::default(),
+            local_close: Cell::default(),
+            detected_close: Cell::default(),
             flags: Cell::default(),
             details: RefCell::default(),
             close_delay: Cell::default(),
@@ -177,10 +245,33 @@ impl ConnectionInfo {
     }
 }
 
+/// Whether anything shows how long routes take to find.
+static ROUTE_TIME: AtomicBool = AtomicBool::new(false);
+
+/// Has the time of route resolution measured from now on: a format shows it. Called on the control thread.
+pub fn measure_route_time() {
+    ROUTE_TIME.store(true, Ordering::Relaxed);
+}
+
+/// Whether [`measure_route_time`] was called.
+pub fn measures_route_time() -> bool {
+    ROUTE_TIME.load(Ordering::Relaxed)
+}
+
 /// The next value of `%CONNECTION_ID%`; upstream connections have ids of their own.
 pub fn next_connection_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// When a connection was made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ConnectMoments {
+    pub began: Option<Instant>,
+    /// The socket was connected.
+    pub connected: Option<Instant>,
+    /// The TLS handshake ended; none without TLS.
+    pub secured: Option<Instant>,
 }
 
 /// What is known of the upstream of one stream.
@@ -201,18 +292,26 @@ pub struct UpstreamInfo {
     pub failure: Option<String>,
     /// How long connecting took; zero on reuse.
     pub connect_time: Option<Duration>,
+    /// Moments of the connection's own beginning, also on reuse.
+    pub connect: ConnectMoments,
+    /// `%UPSTREAM_LOCAL_CLOSE_REASON%`.
+    pub local_close: Option<&'static str>,
+    /// `%UPSTREAM_DETECTED_CLOSE_TYPE%`.
+    pub detected_close: DetectedClose,
     /// Moments, as offsets from the stream's start.
     pub first_tx: Option<Duration>,
     pub last_tx: Option<Duration>,
     pub first_rx: Option<Duration>,
     pub last_rx: Option<Duration>,
+    /// First byte of the response's body.
+    pub first_rx_body: Option<Duration>,
     pub wire_tx_bytes: u64,
     pub wire_rx_bytes: u64,
     /// Bytes of headers on the wire (`%UPSTREAM_HEADER_BYTES_*%`).
     pub header_tx_bytes: u64,
     pub header_rx_bytes: u64,
-    /// Addresses of every attempted host, in order (`%UPSTREAM_HOSTS_ATTEMPTED%`).
-    pub attempted: Vec<Address>,
+    /// Every host that was tried, in order.
+    pub attempted: Vec<Arc<dyn HostView>>,
     /// Filter state on the upstream connection (metadata exchange).
     pub filter_state: FilterState,
 }
@@ -241,7 +340,7 @@ pub struct StreamInfo {
     pub route_name: Option<Arc<str>>,
     pub virtual_host: Option<Arc<str>>,
     pub virtual_cluster: Option<Arc<str>>,
-    /// How often the route was looked for, and how long that took, where `record_route_resolution_stats` asks for it.
+    /// How often the route was looked for, and how long that took, where `record_route_resolution_stats` or a format asks for it.
     pub route_resolutions: u32,
     pub route_resolution_time: Duration,
     pub request_id: Option<ByteStr>,

@@ -43,6 +43,8 @@ pub fn connection() -> ConnectionInfo {
         metadata: Default::default(),
         termination_details: Default::default(),
         transport_failure: Default::default(),
+        local_close: Default::default(),
+        detected_close: Default::default(),
         flags: Default::default(),
         details: Default::default(),
         close_delay: Default::default(),

@@ -40,6 +40,21 @@ impl<'a> FormatContext<'a> {
             ..Self::new(&exchange.info)
         }
     }
+    /// `%REQUEST_HEADERS_BYTES%`: Envoy's byteSize of the request headers, pseudo-headers included.
+    pub fn request_headers_bytes(&self) -> u64 {
+        let Some(request) = self.request else { return 0 };
+        let pseudo = |name: &str, value: &str| if value.is_empty() { 0 } else { (name.len() + value.len()) as u64 };
+        request.headers.byte_size() as u64
+            + pseudo(":method", request.method.as_str())
+            + pseudo(":scheme", &request.scheme)
+            + pseudo(":authority", &request.authority)
+            + pseudo(":path", &request.path)
+            + request.protocol.as_ref().map_or(0, |p| pseudo(":protocol", p))
+    }
+    /// `%RESPONSE_HEADERS_BYTES%`.
+    pub fn response_headers_bytes(&self) -> u64 {
+        self.response.map_or(0, |r| (r.headers.byte_size() + ":status".len() + 3) as u64)
+    }
     /// This context for a log entry of kind `log_type`.
     pub fn of_type(self, log_type: AccessLogType) -> Self {
         Self { log_type, ..self }

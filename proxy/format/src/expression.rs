@@ -12,6 +12,11 @@ pub trait Expression: Debug + Send + Sync {
     fn holds(&self, cx: &FormatContext<'_>) -> bool;
     /// Appends its value as Envoy's `%CEL%` writes it; false, and nothing appended, if there is none.
     fn print(&self, cx: &FormatContext<'_>, out: &mut Vec<u8>) -> bool;
+    /// Appends its value as `%TYPED_CEL%` has it in JSON: true if that is text, to be escaped and quoted; false if it is JSON. None, and
+    /// nothing appended, if there is no value.
+    fn print_typed(&self, cx: &FormatContext<'_>, out: &mut Vec<u8>) -> Option<bool> {
+        self.print(cx, out).then_some(true)
+    }
 }
 
 /// What an expression is compiled from.

@@ -4,6 +4,7 @@ use crate::FormatContext;
 use crate::json;
 use crate::op::{self, Extensions, Limited, Written};
 use crate::parse::{Token, parse};
+use crate::value::{self, ValueSource};
 use nuncio_core::diag::{At, Report};
 use nuncio_proto::envoy::config::core::v3::substitution_format_string::Format;
 use nuncio_proto::envoy::config::core::v3::{DataSource, SubstitutionFormatString, TypedExtensionConfig, data_source::Specifier};
@@ -57,7 +58,7 @@ pub struct Formatter {
 }
 
 /// Compiles text into segments, constants merged into the text around them. `escape` makes text JSON.
-fn segments(format: &str, extensions: Extensions, escape: bool) -> Result<Vec<Segment>, String> {
+fn segments(format: &str, extensions: Extensions<'_>, escape: bool) -> Result<Vec<Segment>, String> {
     let mut all: Vec<Segment> = Vec::new();
     let push_text = |all: &mut Vec<Segment>, text: &str| {
         let mut bytes = match all.pop() {
@@ -90,25 +91,52 @@ fn segments(format: &str, extensions: Extensions, escape: bool) -> Result<Vec<Se
     Ok(all)
 }
 
-/// Which formatter extensions are named; those that are unknown here are refused.
-fn extensions(configs: &[TypedExtensionConfig], at: &At<'_>, report: &mut Report) -> Option<Extensions> {
-    let mut found = Extensions::default();
+/// Formatter extensions as configured.
+#[derive(Default)]
+struct Named {
+    req_without_query: bool,
+    sources: Vec<Box<dyn ValueSource>>,
+}
+
+impl Named {
+    fn extensions(&self) -> Extensions<'_> {
+        Extensions { req_without_query: self.req_without_query, sources: &self.sources }
+    }
+}
+
+/// Compiles formatter extensions; those that are unknown here are refused.
+fn named(configs: &[TypedExtensionConfig], at: &At<'_>, report: &mut Report) -> Option<Named> {
+    let mut found = Named::default();
     let mut complete = true;
     for (i, config) in configs.iter().enumerate() {
         let at = at.index(i);
-        let name = config.typed_config.as_ref().map_or(Ok(String::new()), |any| typed::unpack(any).map(|t| t.name));
-        match name.as_deref() {
-            Ok("envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery") => found.req_without_query = true,
+        let unpacked = match config.typed_config.as_ref().map(typed::unpack) {
+            Some(Ok(unpacked)) => unpacked,
+            Some(Err(e)) => {
+                report.error(&at, e, "correct the typed_config");
+                complete = false;
+                continue;
+            }
+            None => {
+                report.error(&at, format!("formatter {:?} without typed_config", config.name), "give its configuration");
+                complete = false;
+                continue;
+            }
+        };
+        match unpacked.name.as_ref() {
+            "envoy.extensions.formatter.req_without_query.v3.ReqWithoutQuery" => found.req_without_query = true,
             // METADATA and CEL are built in.
-            Ok("envoy.extensions.formatter.metadata.v3.Metadata" | "envoy.extensions.formatter.cel.v3.Cel") => {}
-            Ok(other) => {
-                report.unsupported(&at, format_args!("formatter {:?} ({other})", config.name));
-                complete = false;
-            }
-            Err(e) => {
-                report.error(&at, e.clone(), "correct the typed_config");
-                complete = false;
-            }
+            "envoy.extensions.formatter.metadata.v3.Metadata" | "envoy.extensions.formatter.cel.v3.Cel" => {}
+            other => match value::factory(other) {
+                Some(factory) => match factory.compile(other, unpacked.value.as_ref(), &at, report) {
+                    Some(source) => found.sources.push(source),
+                    None => complete = false,
+                },
+                None => {
+                    report.unsupported(&at, format_args!("formatter {:?} ({other})", config.name));
+                    complete = false;
+                }
+            },
         }
     }
     complete.then_some(found)
@@ -124,8 +152,11 @@ fn source_text(source: &DataSource, at: &At<'_>, report: &mut Report) -> Option<
         None => Err("no source".to_string()),
     };
     if source.watched_directory.is_some() {
-        report.unsupported(&at.field("watched_directory"), "watched_directory of a format");
-        return None;
+        report.warning(
+            &at.field("watched_directory"),
+            "the format is read once",
+            "send the configuration again to change it; Envoy does not watch it either",
+        );
     }
     found.map_err(|e| report.error(at, e, "give inline_string, inline_bytes, filename or environment_variable that can be read")).ok()
 }
@@ -135,7 +166,7 @@ fn invalid(report: &mut Report, at: &At<'_>, error: String) {
 }
 
 impl Node {
-    fn compile(value: &Value, extensions: Extensions, at: &At<'_>, report: &mut Report) -> Option<Self> {
+    fn compile(value: &Value, extensions: Extensions<'_>, at: &At<'_>, report: &mut Report) -> Option<Self> {
         let raw = |value: &Value| {
             let mut bytes = Vec::new();
             json::value(&mut bytes, value);
@@ -153,7 +184,7 @@ impl Node {
             }
         }
     }
-    fn string(format: &str, extensions: Extensions) -> Result<Self, String> {
+    fn string(format: &str, extensions: Extensions<'_>) -> Result<Self, String> {
         let mut tokens = parse(format)?;
         if let (1, Some(Token::Command(command))) = (tokens.len(), tokens.pop()) {
             return Ok(Self::Op(op::compile(&command, extensions)?));
@@ -165,7 +196,7 @@ impl Node {
             _ => Self::Concat(segments.into()),
         })
     }
-    fn object(fields: &Struct, extensions: Extensions, at: &At<'_>, report: &mut Report) -> Option<Self> {
+    fn object(fields: &Struct, extensions: Extensions<'_>, at: &At<'_>, report: &mut Report) -> Option<Self> {
         let mut members = Vec::with_capacity(fields.fields.len());
         for (name, value) in &fields.fields {
             let mut key = Vec::new();
@@ -186,7 +217,7 @@ impl Node {
             Self::Null => out.extend_from_slice(b"null"),
             Self::Op(op) => {
                 out.push(b'"');
-                match op.write(cx, out) {
+                match op.write_json(cx, out) {
                     Written::Text => {
                         json::escape_from(out, start + 1);
                         out.push(b'"');
@@ -279,8 +310,8 @@ impl Formatter {
         at: &At<'_>,
         report: &mut Report,
     ) -> Option<Self> {
-        let extensions = extensions(formatters, &at.field("formatters"), report)?;
-        let segments = segments(format, extensions, false).map_err(|e| invalid(report, at, e)).ok()?;
+        let named = named(formatters, &at.field("formatters"), report)?;
+        let segments = segments(format, named.extensions(), false).map_err(|e| invalid(report, at, e)).ok()?;
         let literal = match segments.as_slice() {
             [] => Some("".into()),
             [Segment::Text(text)] => std::str::from_utf8(text).ok().map(Into::into),
@@ -290,8 +321,8 @@ impl Formatter {
     }
     /// Compiles a JSON format, whose output ends with a newline. Values are typed: numbers stay numbers, missing values are null.
     pub fn json(format: &Struct, formatters: &[TypedExtensionConfig], omit_empty: bool, at: &At<'_>, report: &mut Report) -> Option<Self> {
-        let extensions = extensions(formatters, &at.field("formatters"), report)?;
-        let node = Node::object(format, extensions, at, report)?;
+        let named = named(formatters, &at.field("formatters"), report)?;
+        let node = Node::object(format, named.extensions(), at, report)?;
         Some(Self { body: Body::Json(node), omit_empty, content_type: "application/json".into(), literal: None })
     }
     /// Compiles a format of local replies, direct responses and access logs.

@@ -13,6 +13,7 @@ mod logger;
 mod op;
 mod parse;
 mod time;
+mod value;
 mod tlv;
 
 pub use access_log::AccessLogs;
@@ -22,4 +23,5 @@ pub use file::Files;
 pub use filter::LogFilter;
 pub use formatter::{DEFAULT_FORMAT, Formatter};
 pub use logger::{Logger, LoggerFactory, set_loggers};
+pub use value::{OpValue, ValueFactory, ValueSource, set_values};
 pub use tlv::Tlvs;

@@ -8,6 +8,7 @@ mod common;
 use common::{context, exchange, shown};
 use nuncio_core::diag::{At, Report};
 use nuncio_core::filter_state::StringState;
+use nuncio_core::info::DetectedClose;
 use nuncio_core::{Address, Headers, ResponseFlags};
 use nuncio_format::{DEFAULT_FORMAT, FormatContext, Formatter};
 use std::sync::Arc;
@@ -56,9 +57,14 @@ fn every_operator() {
         ("DURATION", "1"),
         ("COMMON_DURATION(DS_RX_BEG:DS_TX_END:us)", "1498"),
         ("COMMON_DURATION(DS_RX_BEG:DS_TX_END)", "1"),
-        ("COMMON_DURATION(DS_TX_END:DS_RX_BEG:ns)", "-1498000"),
+        ("COMMON_DURATION(DS_TX_END:DS_RX_BEG:ns)", "-"),
         ("COMMON_DURATION(DS_RX_BEG:XX:ms)", "-"),
         ("COMMON_DURATION(US_CX_BEG:US_CX_END:ns)", "20150"),
+        ("COMMON_DURATION(US_CX_BEG:US_HS_END:us)", "70"),
+        ("COMMON_DURATION(DS_RX_BEG:US_CX_BEG:us)", "100"),
+        ("COMMON_DURATION(DS_RX_BEG:DS_RX_HDR_END:us)", "0"),
+        ("COMMON_DURATION(US_RX_BEG:US_RX_BODY_BEG:us)", "50"),
+        ("COMMON_DURATION(DS_HS_BEG:DS_HS_END:us)", "-"),
         ("COMMON_DURATION(DS_CX_BEG:DS_CX_END:ms)", "-"),
         ("REQUEST_DURATION", "0"),
         ("REQUEST_TX_DURATION", "0"),
@@ -74,8 +80,23 @@ fn every_operator() {
         ("UPSTREAM_HOST", "127.0.0.1:18803"),
         ("UPSTREAM_HOST_NAME", "host.name:80"),
         ("UPSTREAM_HOST_NAME_WITHOUT_PORT", "host.name"),
-        ("UPSTREAM_HOSTS_ATTEMPTED", "127.0.0.1:1,127.0.0.1:18803"),
-        ("UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT", "127.0.0.1,127.0.0.1"),
+        ("UPSTREAM_HOSTS_ATTEMPTED", "127.0.0.1:18803"),
+        ("UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT", "127.0.0.1"),
+        ("UPSTREAM_HOST_NAMES_ATTEMPTED", "host.name:80"),
+        ("UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT", "host.name"),
+        ("UPSTREAM_CONNECTION_IDS_ATTEMPTED", "2"),
+        ("UPSTREAM_DETECTED_CLOSE_TYPE", "Normal"),
+        ("UPSTREAM_LOCAL_CLOSE_REASON", "-"),
+        ("DOWNSTREAM_DETECTED_CLOSE_TYPE", "Normal"),
+        ("DOWNSTREAM_LOCAL_CLOSE_REASON", "-"),
+        ("DOWNSTREAM_CX_RTT", "0"),
+        ("ROUTE_RESOLUTION_COUNT", "0"),
+        ("ROUTE_RESOLUTION_TIME_US", "-"),
+        ("XFCC_VALUE(uri)", "-"),
+        ("DOWNSTREAM_PEER_CHAIN_SERIALS", "-"),
+        ("DOWNSTREAM_PEER_ISSUER_SERIAL", "-"),
+        ("DOWNSTREAM_LOCAL_OTHERNAME_SAN", "-"),
+        ("DOWNSTREAM_TLS_GROUP", "-"),
         ("UPSTREAM_CLUSTER", "alt"),
         ("UPSTREAM_CLUSTER_RAW", "a"),
         ("UPSTREAM_LOCAL_ADDRESS", "127.0.0.1:47492"),
@@ -203,6 +224,37 @@ fn tcp_streams() {
     let cx = FormatContext::new(&ex.info);
     let format = "%PROTOCOL% %RESPONSE_CODE% %DURATION% %COMMON_DURATION(DS_CX_BEG:DS_CX_END)% %REQ(x)% %FILTER_STATE(c:PLAIN)%";
     assert_eq!(shown(format, &cx), "- 0 12 12 - conn");
+    assert_eq!(
+        shown("%UPSTREAM_HOSTS_ATTEMPTED% %UPSTREAM_HOST_NAMES_ATTEMPTED%", &cx),
+        "127.0.0.1:1,127.0.0.1:18803 127.0.0.1:1,host.name:80"
+    );
+    let connection = ex.info.connection.clone();
+    connection.local_close.set(Some("tcp_session_idle_timeout"));
+    connection.detected_close.set(DetectedClose::RemoteReset);
+    let upstream = ex.info.upstream_mut();
+    (upstream.local_close, upstream.detected_close) = (Some("why"), DetectedClose::LocalReset);
+    upstream.connection_id = None;
+    let cx = FormatContext::new(&ex.info);
+    let format = "%DOWNSTREAM_LOCAL_CLOSE_REASON% %DOWNSTREAM_DETECTED_CLOSE_TYPE% %UPSTREAM_LOCAL_CLOSE_REASON% \
+        %UPSTREAM_DETECTED_CLOSE_TYPE% %UPSTREAM_CONNECTION_ID% %UPSTREAM_CONNECTION_IDS_ATTEMPTED%";
+    assert_eq!(shown(format, &cx), "tcp_session_idle_timeout RemoteReset why LocalReset 0 -");
+}
+
+#[test]
+fn routes_are_timed_once_a_format_shows_it() {
+    let mut ex = exchange();
+    (ex.info.route_resolutions, ex.info.route_resolution_time) = (2, Duration::from_micros(7));
+    assert_eq!(shown("%ROUTE_RESOLUTION_COUNT% %ROUTE_RESOLUTION_TIME_US%", &context(&ex)), "2 7");
+    assert!(nuncio_core::info::measures_route_time());
+}
+
+/// All that Envoy 1.40 takes without an argument: every word of its binary, offered to it as an operator.
+#[test]
+fn no_operator_is_missing() {
+    for name in include_str!("operators.txt").split_whitespace() {
+        let mut report = Report::new();
+        assert!(Formatter::text(&format!("%{name}%"), &At::Root, &mut report).is_some(), "{name}: {}", report.summary());
+    }
 }
 
 /// The words are those of Envoy 1.40 where it has any.

@@ -154,6 +154,7 @@ impl HttpConnection {
         if config.log_options.on_new_request {
             // Of the body nothing has been seen yet, even if it is there.
             let received = active.ex.info.request_meter.bytes.replace(0);
+            active.ex.info.wire_rx_bytes = active.control.bytes_received();
             active.log(AccessLogType::DownstreamStart);
             active.ex.info.request_meter.bytes.set(received);
         }

@@ -199,9 +199,7 @@ impl Active {
             }
         }
         if let Some(meter) = &self.upstream_meter {
-            let upstream = ex.info.upstream_mut();
-            upstream.wire_tx_bytes = meter.tx_bytes.get();
-            upstream.wire_rx_bytes = meter.rx_bytes.get();
+            meter.tell(&mut ex.info);
         }
         ex.info.wire_rx_bytes = self.control.bytes_received();
         ex.info.wire_tx_bytes = self.control.bytes_sent();

@@ -273,6 +273,8 @@ impl Made<'_> {
             metadata: RefCell::new(std::mem::take(&mut accepted.metadata)),
             termination_details: RefCell::new(None),
             transport_failure: RefCell::new(None),
+            local_close: Cell::default(),
+            detected_close: Cell::default(),
             flags: Cell::default(),
             details: RefCell::default(),
             close_delay: Cell::default(),

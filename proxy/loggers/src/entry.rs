@@ -75,7 +75,12 @@ pub fn common(cx: &FormatContext<'_>, more: &More) -> data::AccessLogCommon {
         duration: info.duration.map(duration),
         upstream_remote_address: upstream.and_then(|u| u.host.as_ref()).map(|h| HostView::address(h.as_ref()).to_proto()),
         upstream_local_address: upstream.and_then(|u| u.local.as_ref()).map(|a| a.to_proto()),
-        upstream_cluster: upstream.and_then(|u| u.cluster.as_ref()).map(|c| c.name().to_string()).unwrap_or_default(),
+        // As Envoy: that of the host, and so none before there is one.
+        upstream_cluster: upstream
+            .filter(|u| u.host.is_some())
+            .and_then(|u| u.cluster.as_ref())
+            .map(|c| c.name().to_string())
+            .unwrap_or_default(),
         upstream_transport_failure_reason: upstream.and_then(|u| u.failure.clone()).unwrap_or_default(),
         upstream_request_attempt_count: info.attempts,
         response_flags: Some(flags(info.flags)).filter(|_| !info.flags.is_empty()),
@@ -196,7 +201,7 @@ fn request(cx: &FormatContext<'_>, more: &More) -> data::HttpRequestProperties {
     out.forwarded_for = header(headers, &X_FORWARDED_FOR);
     out.request_id = header(headers, &X_REQUEST_ID);
     out.original_path = header(headers, &X_ENVOY_ORIGINAL_PATH);
-    out.request_headers_bytes = info.request_header_bytes;
+    out.request_headers_bytes = cx.request_headers_bytes();
     let logged = more.request_headers.iter().filter_map(|key| Some((key.as_str().to_string(), text(&head.header(key)?))));
     out.request_headers = logged.collect();
     out
@@ -208,7 +213,7 @@ fn response(cx: &FormatContext<'_>, more: &More) -> data::HttpResponseProperties
         response_code: (info.response_code > 0).then_some(u32::from(info.response_code)),
         response_code_details: info.details.as_deref().unwrap_or_default().to_string(),
         response_body_bytes: info.bytes_sent,
-        response_headers_bytes: info.response_header_bytes,
+        response_headers_bytes: cx.response_headers_bytes(),
         downstream_header_bytes_sent: info.response_header_bytes,
         upstream_header_bytes_received: info.upstream.as_ref().map_or(0, |u| u.header_rx_bytes),
         ..Default::default()

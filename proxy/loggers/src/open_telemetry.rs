@@ -27,6 +27,9 @@ const EXPORT: &str = "/opentelemetry.proto.collector.logs.v1.LogsService/Export"
 /// How long an export may take if nobody says so; a batch that takes longer is lost.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// As OTLP wants exporters to name themselves.
+const USER_AGENT: &str = concat!("OTel-OTLP-Exporter-Nuncio/", env!("CARGO_PKG_VERSION"));
+
 /// A value with formats in its strings.
 #[derive(Debug)]
 enum Template {
@@ -125,7 +128,14 @@ impl Sender<LogRecord> for Exporter {
         let scope_logs = vec![ScopeLogs { scope: None, log_records }];
         let request = ExportRequest { resource_logs: vec![ResourceLogs { resource: Some(self.resource.clone()), scope_logs }] };
         let failed = match &self.transport {
-            Transport::Grpc(client) => client.unary::<ExportResponse>(EXPORT, &request, None).await.err().map(|e| e.to_string()),
+            Transport::Grpc(client) => {
+                let export = client.unary::<ExportResponse>(EXPORT, &request, None);
+                // The collector is told of a time limit only if it is configured.
+                match tokio::time::timeout(client.timeout().unwrap_or(TIMEOUT), export).await {
+                    Ok(answer) => answer.err().map(|e| e.to_string()),
+                    Err(_) => Some("no answer in time".to_string()),
+                }
+            }
             Transport::Http(http) => http.send(request.encode_to_vec().into()).await.err(),
         };
         if let Some(why) = failed {
@@ -154,6 +164,7 @@ impl Http {
     async fn send(&self, body: Bytes) -> Result<(), String> {
         let mut head: RequestHead = self.target.request(Method::POST);
         head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-protobuf"));
+        head.headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
         self.headers.set(None, &mut head.headers);
         match fetch(&self.target.slot, head, body, &self.options).await {
             Ok((head, _)) if head.status.is_success() => Ok(()),
@@ -246,7 +257,6 @@ fn transport(p: &Proto, server: &Arc<Server>, at: &At<'_>, report: &mut Report) 
     let at_common = at.field("common_config");
     let at = if old.is_some() { &at_common } else { at };
     let client = client(p.grpc_service.as_ref().or(old), server, at, report)?;
-    let client = if client.timeout().is_none() { client.with_timeout(Some(TIMEOUT)) } else { client };
     Some(Transport::Grpc(Arc::new(client)))
 }
 

@@ -22,14 +22,11 @@ fn suite(name: &str) -> Option<u32> {
     })
 }
 
-fn certificate(cert: &CertInfo) -> CertificateProperties {
-    let uri = cert.uri_sans.iter().map(|s| San::Uri(s.clone()));
-    let dns = cert.dns_sans.iter().map(|s| San::Dns(s.clone()));
-    CertificateProperties {
-        subject_alt_name: uri.chain(dns).map(|san| SubjectAltName { san: Some(san) }).collect(),
-        subject: cert.subject.clone(),
-        issuer: cert.issuer.clone(),
-    }
+/// Of names Envoy tells URIs only, and the issuer only of the peer's certificate.
+fn certificate(cert: &CertInfo, issuer: bool) -> CertificateProperties {
+    let uri = cert.uri_sans.iter().map(|s| SubjectAltName { san: Some(San::Uri(s.clone())) });
+    let issuer = if issuer { cert.issuer.clone() } else { String::new() };
+    CertificateProperties { subject_alt_name: uri.collect(), subject: cert.subject.clone(), issuer }
 }
 
 /// TLS of the downstream connection; none if it is plain.
@@ -46,8 +43,8 @@ pub fn properties(connection: &ConnectionInfo) -> Option<TlsProperties> {
         tls_version: version.into(),
         tls_cipher_suite: suite(tls.cipher),
         tls_sni_hostname: connection.requested_server_name.as_ref().map(|s| s.to_string()).unwrap_or_default(),
-        local_certificate_properties: Some(tls.local.as_deref().map(certificate).unwrap_or_default()),
-        peer_certificate_properties: Some(tls.peer_cert().map(certificate).unwrap_or_default()),
+        local_certificate_properties: Some(tls.local.as_deref().map(|c| certificate(c, false)).unwrap_or_default()),
+        peer_certificate_properties: Some(tls.peer_cert().map(|c| certificate(c, true)).unwrap_or_default()),
         tls_session_id: tls.session_id.clone(),
         ja3_fingerprint: String::new(),
     })

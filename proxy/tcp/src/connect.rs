@@ -3,7 +3,7 @@
 use crate::config::{Config, Target, state};
 use crate::upstream::Upstream;
 use nuncio_core::filter_state::ApplicationProtocols;
-use nuncio_core::views::{ClusterView, HostView};
+use nuncio_core::views::ClusterView;
 use nuncio_core::{ByteStr, ResponseFlags, StreamError, StreamInfo};
 use nuncio_upstream::forward_proxy;
 use nuncio_upstream::{Cluster, LbContext, OpenOptions, RoutingPriority, Upstreams, application_protocols};
@@ -47,12 +47,18 @@ fn pause(backoff: Option<(Duration, Duration)>, attempt: u32) -> Duration {
     doubled.min(max).mul_f64(fastrand::f64())
 }
 
+/// Says why there will be no connection. The reasons are Envoy's, which spells them so.
+fn fail(info: &mut StreamInfo, flag: ResponseFlags, reason: &'static str) -> Option<Upstream> {
+    info.flags.set(flag);
+    info.connection.local_close.set(Some(reason));
+    None
+}
+
 /// Connects. None if that failed; `info` says why.
 pub(crate) async fn connect(config: &Config, info: &mut StreamInfo) -> Option<Upstream> {
     let Some(target) = config.target(info) else {
         config.stats.cx_no_route.inc();
-        info.flags.set(ResponseFlags::NO_CLUSTER_FOUND);
-        return None;
+        return fail(info, ResponseFlags::NO_CLUSTER_FOUND, "tcp_initializion_failure:3");
     };
     forward_proxy::wait(info).await;
     if let Some(tlvs) = &config.tlvs {
@@ -67,14 +73,12 @@ pub(crate) async fn connect(config: &Config, info: &mut StreamInfo) -> Option<Up
         // Asked anew for every attempt: the cluster may come, change or go in between.
         let Some((view, cluster)) = cluster_of(&target) else {
             config.stats.cx_no_route.inc();
-            info.flags.set(ResponseFlags::NO_CLUSTER_FOUND);
-            return None;
+            return fail(info, ResponseFlags::NO_CLUSTER_FOUND, "tcp_initializion_failure:3");
         };
         info.upstream_mut().cluster = Some(view.clone());
         if info.attempts >= config.max_attempts {
-            info.flags.set(ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED);
             cluster.stats().traffic.upstream_cx_connect_attempts_exceeded.inc();
-            return None;
+            return fail(info, ResponseFlags::UPSTREAM_RETRY_LIMIT_EXCEEDED, "tcp_initializion_failure:0");
         }
         if info.attempts > 0 && config.backoff.is_some() {
             tokio::time::sleep(pause(config.backoff, info.attempts + 1)).await;
@@ -88,13 +92,12 @@ pub(crate) async fn connect(config: &Config, info: &mut StreamInfo) -> Option<Up
         };
         forward_proxy::prepare(&cluster, &context).await;
         let Some(host) = upstreams.pick(&cluster, &context) else {
-            info.flags.set(ResponseFlags::NO_HEALTHY_UPSTREAM);
-            return None;
+            return fail(info, ResponseFlags::NO_HEALTHY_UPSTREAM, "tcp_initializion_failure:1");
         };
+        cluster.tell_selected(&host, info);
         let connection = info.connection.clone();
         let options = OpenOptions {
             priority: RoutingPriority::Default,
-        cluster.tell_selected(&host, info);
             downstream: Some(&connection),
             alpn: wishes.alpn.as_ref(),
             sni: wishes.sni.as_deref(),
@@ -106,12 +109,11 @@ pub(crate) async fn connect(config: &Config, info: &mut StreamInfo) -> Option<Up
             Some(tunneling) => tunneling.open(&upstreams, &cluster, &host, info, &options).await.map(|t| Upstream::Tunnel(Box::new(t))),
         };
         if matches!(result, Err(StreamError::Overflow)) {
-            info.flags.set(ResponseFlags::UPSTREAM_OVERFLOW);
-            return None;
+            return fail(info, ResponseFlags::UPSTREAM_OVERFLOW, "tcp_initializion_failure:2");
         }
         info.attempts += 1;
         let upstream = info.upstream_mut();
-        upstream.attempted.push(HostView::address(host.as_ref()).clone());
+        upstream.attempted.push(host.clone());
         upstream.host = Some(host.clone());
         match result {
             Ok(connection) => {

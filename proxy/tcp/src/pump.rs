@@ -9,6 +9,7 @@ use crate::chunk::{Chunk, read};
 use crate::stats::Stats;
 use bytes::BytesMut;
 use nuncio_core::StreamInfo;
+use nuncio_core::info::DetectedClose;
 use nuncio_listener::{Filters, Passed};
 use std::borrow::Cow;
 use std::io;
@@ -187,9 +188,16 @@ impl Flow {
             }
             match ready!(read(io, cx, &mut self.up.large, false)) {
                 Ok(chunk) => self.arrived(chunk, stats)?,
-                Err(_) => return Poll::Ready(Err(End::Downstream)),
+                Err(e) => return Poll::Ready(Err(self.left(&e))),
             }
         }
+    }
+    /// The downstream failed: notes whether it was by a reset.
+    fn left(&self, why: &io::Error) -> End {
+        if why.kind() == io::ErrorKind::ConnectionReset {
+            self.info.connection.detected_close.set(DetectedClose::RemoteReset);
+        }
+        End::Downstream
     }
 
     fn poll_write_down<D: AsyncWrite + Bypass + Unpin>(
@@ -292,7 +300,7 @@ impl Flow {
             let bypass = !self.filters.want_data() && upstream.socket().is_some();
             match read(io, cx, &mut self.up.large, bypass) {
                 Poll::Ready(Ok(chunk)) => self.arrived(chunk, stats)?,
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(End::Downstream)),
+                Poll::Ready(Err(e)) => return Poll::Ready(Err(self.left(&e))),
                 Poll::Pending => {
                     if self.up.dirty && Pin::new(&mut *upstream).poll_flush(cx).is_ready() {
                         self.up.dirty = false;

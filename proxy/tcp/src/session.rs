@@ -5,6 +5,7 @@ use crate::config::{Config, TcpProxy};
 use crate::connect::connect;
 use crate::pump::{End, Flow};
 use crate::upstream::Upstream;
+use nuncio_core::info::DetectedClose;
 use nuncio_core::{ResponseFlags, StreamInfo};
 use nuncio_format::{AccessLogType, FormatContext};
 use nuncio_listener::{Connection, DrainWatch, Filters, Passed};
@@ -77,9 +78,6 @@ impl Session {
         config.stats.cx_total.inc();
         let mut info = connection_info;
         (info.start, info.start_instant) = (info.connection.start, info.connection.start_instant);
-        if !config.logs.is_empty() {
-            info.request_id = Some(uuid().into());
-        }
         let end = config.max_duration.map(|d| Instant::now() + d + d.mul_f64(fastrand::f64() * config.jitter / 100.0));
         let deadlines = Deadlines {
             timer: None,
@@ -184,6 +182,10 @@ impl Session {
             // Boxed: connections that nobody asks about must not have room for it.
             Box::pin(self.admit(io, drain)).await?;
         }
+        // A connection that a filter refused at once has no id, as in Envoy.
+        if !self.config.logs.is_empty() {
+            self.flow.info.request_id = Some(uuid().into());
+        }
         self.flow.take_in(leftover, &self.config.stats).map_err(Stop::Flow)?;
         let wait_for_data = self.config.wait_for_data;
         let first = poll_fn(|cx| {
@@ -213,7 +215,10 @@ impl Session {
         self.upstream = tokio::select! {
             biased;
             upstream = connect(&self.config, &mut self.flow.info) => upstream,
-            () = gone(io) => return Err(Stop::Flow(End::Downstream)),
+            () = gone(io) => {
+                self.flow.info.connection.detected_close.set(DetectedClose::RemoteReset);
+                return Err(Stop::Flow(End::Downstream));
+            }
             () = drain.closing() => return Err(Stop::Drained),
             () = too_long => return Err(Stop::MaxDuration),
         };
@@ -229,6 +234,18 @@ impl Session {
     /// Counts and flags what `stop` means; true if the peer is to see a reset.
     fn settle(&mut self, stop: Stop) -> bool {
         log::trace!("connection {}: {stop:?}", self.flow.info.connection.id);
+        let connection = self.flow.info.connection.clone();
+        let reason = match stop {
+            Stop::Idle => Some("tcp_session_idle_timeout"),
+            Stop::MaxDuration => Some("max_connection_duration_reached"),
+            Stop::Draining => Some("tcp_proxy_drain_close"),
+            // A filter said why itself.
+            _ => connection.local_close.get(),
+        };
+        connection.local_close.set(reason);
+        if let Some(upstream) = self.flow.info.upstream.as_deref_mut().filter(|_| self.upstream.is_some()) {
+            upstream.local_close = reason;
+        }
         match stop {
             Stop::Idle => self.config.stats.idle_timeout.inc(),
             Stop::MaxDuration => {
@@ -242,6 +259,8 @@ impl Session {
             }
             Stop::Flow(End::UpstreamReset) => {
                 self.flow.info.flags.set(ResponseFlags::UPSTREAM_REMOTE_RESET);
+                self.flow.info.upstream_mut().detected_close = DetectedClose::RemoteReset;
+                connection.detected_close.set(DetectedClose::LocalReset);
                 return true;
             }
             Stop::Drained => {

@@ -1,12 +1,12 @@
 //! What a certificate says, as formatters, x-forwarded-client-cert and `/certs` need it. Parsed on first use by whoever asks.
 
 use aws_lc_rs::digest;
-use nuncio_core::info::CertInfo;
+use nuncio_core::info::{CertDigests, CertInfo};
 use std::fmt::Write;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, SystemTime};
 use x509_parser::der_parser::oid::Oid;
-use x509_parser::extensions::GeneralName;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
 use x509_parser::x509::X509Name;
@@ -39,10 +39,38 @@ pub fn parse(der: &[u8]) -> CertInfo {
             San::Uri(s) => info.uri_sans.push(s),
             San::Ip(s) => info.ip_sans.push(s),
             San::Email(s) => info.email_sans.push(s),
-            San::Other(..) => {}
+            San::Other(_, s) => info.other_sans.push(s),
         }
     }
     info
+}
+
+/// What tells a DER certificate from others; the serial number of what cannot be read is empty.
+pub fn digests(der: &[u8]) -> CertDigests {
+    CertDigests {
+        sha256: hex(digest::digest(&digest::SHA256, der).as_ref()),
+        sha1: hex(digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, der).as_ref()),
+        serial: X509Certificate::from_der(der).map(|(_, cert)| serial(cert.raw_serial())).unwrap_or_default(),
+    }
+}
+
+/// Whether `issuer` may have signed `cert`, by its name and by the key identifiers if both have one. Not a verification.
+pub(crate) fn issued(issuer: &[u8], cert: &[u8]) -> bool {
+    let (Ok((_, issuer)), Ok((_, cert))) = (X509Certificate::from_der(issuer), X509Certificate::from_der(cert)) else { return false };
+    if issuer.subject().as_raw() != cert.issuer().as_raw() {
+        return false;
+    }
+    let key = |extension: &ParsedExtension<'_>| match extension {
+        ParsedExtension::SubjectKeyIdentifier(id) => Some(id.0.to_vec()),
+        _ => None,
+    };
+    let authority = |extension: &ParsedExtension<'_>| match extension {
+        ParsedExtension::AuthorityKeyIdentifier(id) => id.key_identifier.as_ref().map(|id| id.0.to_vec()),
+        _ => None,
+    };
+    let own = issuer.extensions().iter().find_map(|e| key(e.parsed_extension()));
+    let named = cert.extensions().iter().find_map(|e| authority(e.parsed_extension()));
+    own.zip(named).is_none_or(|(own, named)| own == named)
 }
 
 /// A subject alternative name.
@@ -52,7 +80,7 @@ pub enum San {
     Uri(String),
     Ip(String),
     Email(String),
-    /// Dotted OID, and the value if it is a string.
+    /// Dotted OID, and the value as text.
     Other(String, String),
 }
 
@@ -85,13 +113,36 @@ fn ip(bytes: &[u8]) -> Option<String> {
     }
 }
 
-/// The string inside `[0] EXPLICIT ANY` of an otherName; empty if it is no string.
+/// What stands inside `[0] EXPLICIT ANY` of an otherName, as text; what has no text of its own is shown by its bytes. Source: Envoy's
+/// `Utility::generalNameAsString`.
 fn other_name(value: &[u8]) -> String {
     let inner = crate::staple::element(value).map_or(value, |(tag, body, _)| if tag == 0xa0 { body } else { value });
-    match crate::staple::element(inner) {
-        Some((0x0c | 0x13 | 0x16 | 0x1a, text, _)) => String::from_utf8_lossy(text).into_owned(),
-        _ => String::new(),
+    let Some((tag, body, _)) = crate::staple::element(inner) else { return String::new() };
+    match tag {
+        0x01 => if body.iter().any(|b| *b != 0) { "true" } else { "false" }.to_string(),
+        0x02 | 0x0a => integer(body),
+        // A bit string begins with the number of bits that do not count.
+        0x03 => String::from_utf8_lossy(body.get(1..).unwrap_or_default()).into_owned(),
+        0x05 => String::new(),
+        0x06 => Oid::new(body.into()).to_id_string(),
+        0x1c => {
+            body.as_chunks::<4>().0.iter().map(|c| char::from_u32(u32::from_be_bytes(*c)).unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+        }
+        0x1e => String::from_utf16_lossy(&body.as_chunks::<2>().0.iter().map(|c| u16::from_be_bytes(*c)).collect::<Vec<_>>()),
+        // Other things made of parts are shown whole.
+        tag if tag & 0x20 != 0 => String::from_utf8_lossy(inner).into_owned(),
+        _ => String::from_utf8_lossy(body).into_owned(),
     }
+}
+
+/// A DER integer in decimal; one of more than 16 bytes, which nobody reads, in hex.
+fn integer(body: &[u8]) -> String {
+    let negative = body.first().is_some_and(|b| b & 0x80 != 0);
+    if body.len() > 16 {
+        return format!("0x{}", hex(body));
+    }
+    let start = if negative { -1_i128 } else { 0 };
+    body.iter().fold(start, |n, b| (n << 8) | i128::from(*b)).to_string()
 }
 
 fn serial(raw: &[u8]) -> String {

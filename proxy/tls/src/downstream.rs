@@ -11,6 +11,7 @@ use crate::{TlsFailure, Transport, finish};
 use aws_lc_rs::digest;
 use nuncio_core::TlsInfo;
 use nuncio_core::diag::{At, Report};
+use nuncio_core::info::ReadChain;
 use nuncio_core::stats::Scope;
 use nuncio_proto::envoy::extensions::transport_sockets::tls::v3::DownstreamTlsContext;
 use nuncio_proto::envoy::extensions::transport_sockets::tls::v3::downstream_tls_context::{OcspStaplePolicy, SessionTicketKeysType};
@@ -18,7 +19,7 @@ use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ResolvesServ
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SignatureAlgorithm, SignatureScheme};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio_rustls::LazyConfigAcceptor;
 
 /// BoringSSL's `SSL_DEFAULT_SESSION_TIMEOUT`.
@@ -128,6 +129,7 @@ impl DownstreamTls {
     pub async fn accept(&self, io: Transport) -> Result<(Transport, Arc<TlsInfo>), TlsFailure> {
         let built = self.current().inspect_err(|_| self.stats.not_ready.inc())?;
         let start = LazyConfigAcceptor::new(Acceptor::default(), io).await.map_err(|e| finish::failure(e, &self.stats))?;
+        let heard = Instant::now();
         let hello = start.client_hello();
         if self.require_sni && hello.server_name().is_none() {
             self.stats.connection_error.inc();
@@ -141,7 +143,9 @@ impl DownstreamTls {
         let mut info = finish::info(stream.get_ref().1, &self.stats);
         info.sni = sni;
         info.local = local;
+        info.hello = Some(heard);
         info.peer_validated = finish::validated(built.check.as_deref(), &info);
+        info.chain_reader = built.check.as_ref().map(|check| check.validation.clone() as Arc<dyn ReadChain>);
         Ok((Transport::Tls(Box::new(stream.into())), Arc::new(info)))
     }
     /// Whether every SDS secret that the context names has arrived; for warming.

@@ -1,7 +1,7 @@
 //! What both sides do when a handshake has ended, well or badly.
 
 use crate::TlsFailure;
-use crate::stats::SslStats;
+use crate::stats::{Negotiated, SslStats};
 use crate::verify::{self, PeerCheck};
 use nuncio_core::{ByteStr, TlsInfo};
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -14,13 +14,13 @@ pub(crate) fn info(common: &CommonState, stats: &SslStats) -> TlsInfo {
     if common.handshake_kind() == Some(HandshakeKind::Resumed) {
         stats.session_reused.inc();
     }
-    let (version, cipher) = stats.negotiated(common);
+    let Negotiated { version, cipher, group } = stats.negotiated(common);
     let peer_chain: Vec<Vec<u8>> = common.peer_certificates().unwrap_or_default().iter().map(|c| c.as_ref().to_vec()).collect();
     if peer_chain.is_empty() {
         stats.no_certificate.inc();
     }
     let alpn = common.alpn_protocol().and_then(|p| std::str::from_utf8(p).ok()).map(ByteStr::from);
-    TlsInfo { version, cipher, alpn, peer_chain, parse_peer: Some(crate::cert::parse_chain), ..TlsInfo::default() }
+    TlsInfo { version, cipher, group, alpn, peer_chain, parse_peer: Some(crate::cert::parse_chain), ..TlsInfo::default() }
 }
 
 /// Whether the peer's certificate was verified against something. Only ACCEPT_UNTRUSTED has to look again: everywhere else a

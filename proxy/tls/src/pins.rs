@@ -9,7 +9,7 @@ use crate::material;
 use aws_lc_rs::digest;
 use base64::Engine;
 use nuncio_core::diag::{At, Report};
-use nuncio_core::info::CertInfo;
+use nuncio_core::info::{CertInfo, PeerChain, ReadChain};
 use nuncio_matcher::StringMatcher;
 use nuncio_proto::envoy::extensions::transport_sockets::tls::v3::{
     CertificateValidationContext, SubjectAltNameMatcher, certificate_validation_context::TrustChainVerification,
@@ -53,6 +53,18 @@ pub struct Validation {
     pub(crate) suppress_client_ca_list: bool,
     /// SHA-256 of the configuration and of the certificates behind it; part of what session tickets are bound to.
     pub(crate) digest: [u8; 32],
+}
+
+impl ReadChain for Validation {
+    fn read(&self, chain: &[Vec<u8>], validated: bool) -> PeerChain {
+        let certs = chain.iter().map(|der| cert::digests(der)).collect();
+        let issuer = chain.split_first().filter(|_| validated).and_then(|(leaf, rest)| {
+            let sent = rest.iter().map(Vec::as_slice);
+            let trusted = self.ca.iter().flat_map(|ca| ca.certs.iter().map(|c| c.as_ref()));
+            sent.chain(trusted).find(|der| *der != leaf.as_slice() && cert::issued(der, leaf)).map(cert::digests)
+        });
+        PeerChain { certs, issuer }
+    }
 }
 
 /// One matcher of subject alternative names.

@@ -30,6 +30,13 @@ pub(crate) const CURVES: &[(rustls::NamedGroup, &str)] = &[
 pub(crate) const VERSIONS: &[(rustls::ProtocolVersion, &str)] =
     &[(rustls::ProtocolVersion::TLSv1_2, "TLSv1.2"), (rustls::ProtocolVersion::TLSv1_3, "TLSv1.3")];
 
+/// What a handshake settled, in Envoy's names; empty where it has none.
+pub(crate) struct Negotiated {
+    pub version: &'static str,
+    pub cipher: &'static str,
+    pub group: &'static str,
+}
+
 /// Envoy: `ALL_SSL_STATS` and `SslSocketFactoryStats`.
 #[derive(Debug)]
 pub(crate) struct SslStats {
@@ -99,11 +106,11 @@ impl SslStats {
         self.scope.gauge(&format!("certificate.{name}.expiration_unix_time_seconds")).set(i64::try_from(end.as_secs()).unwrap_or(i64::MAX));
     }
     /// Counts what was negotiated and gives Envoy's names of version and cipher.
-    pub(crate) fn negotiated(&self, common: &rustls::CommonState) -> (&'static str, &'static str) {
+    pub(crate) fn negotiated(&self, common: &rustls::CommonState) -> Negotiated {
         let cipher = common.negotiated_cipher_suite().map(|s| s.suite());
         let cipher = self.count(CIPHERS, &self.ciphers, "ciphers.", cipher);
-        self.count(CURVES, &self.curves, "curves.", common.negotiated_key_exchange_group().map(|g| g.name()));
-        (self.count(VERSIONS, &self.versions, "versions.", common.protocol_version()), cipher)
+        let group = self.count(CURVES, &self.curves, "curves.", common.negotiated_key_exchange_group().map(|g| g.name()));
+        Negotiated { version: self.count(VERSIONS, &self.versions, "versions.", common.protocol_version()), cipher, group }
     }
     fn count<T: PartialEq>(
         &self,

@@ -381,7 +381,7 @@ impl WorkerCluster {
         let tried = cx.stream.and_then(|s| s.upstream.as_ref()).map(|u| u.attempted.as_slice()).unwrap_or_default();
         let find = |list: &str| {
             let named = list.split(',').map(str::trim).filter(|a| !a.is_empty());
-            named.filter_map(|a| view.host_at(a)).find(|h| !tried.contains(h.address())).cloned()
+            named.filter_map(|a| view.host_at(a)).find(|h| !tried.iter().any(|t| t.address() == h.address())).cloned()
         };
         sources.iter().find_map(|source| match source {
             OverrideSource::Header(key) => find(std::str::from_utf8(&cx.request?.header(key)?).ok()?),

@@ -1,159 +1,30 @@
 //! From a command's name and argument to its operator. What Envoy refuses is refused here with the same words where it has any.
 
 use super::address::{AddressForm, AddressOf};
-use super::fields::{DurationOf, GrpcForm, NumberOf, Point, Precision, TextOf};
+use super::duration::{Point, Precision};
+use super::fields::{GrpcForm, TextOf};
 use super::metadata::{MetadataOf, StateForm};
 use super::request::{From, Headers, HostChoice, HostSource, Name, PathSource, Sni};
-use super::tls::{CertField, Side};
-use super::{Limited, Op, TimeOf};
+use super::tls::Side;
+use super::xfcc::XfccKey;
+use super::{Limited, Op, TimeOf, names};
 use crate::expression;
 use crate::parse::Command;
 use crate::time::TimeFormat;
+use crate::value::{OpValue, ValueSource};
 
 /// Formatter extensions (`SubstitutionFormatString.formatters`) that a format may use beside the built-in operators.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Extensions {
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Extensions<'a> {
     pub req_without_query: bool,
+    /// Those that another crate compiled.
+    pub sources: &'a [Box<dyn ValueSource>],
 }
 
-/// Operators of Envoy for which nothing is measured here.
-const UNSUPPORTED: [&str; 22] = [
-    "TYPED_CEL",
-    "FILE_CONTENT",
-    "SECRET",
-    "ROUTE_RESOLUTION_COUNT",
-    "ROUTE_RESOLUTION_TIME_US",
-    "DOWNSTREAM_CX_RTT",
-    "UPSTREAM_HOST_NAMES_ATTEMPTED",
-    "UPSTREAM_HOST_NAMES_ATTEMPTED_WITHOUT_PORT",
-    "UPSTREAM_CONNECTION_IDS_ATTEMPTED",
-    "UPSTREAM_DETECTED_CLOSE_TYPE",
-    "UPSTREAM_LOCAL_CLOSE_REASON",
-    "DOWNSTREAM_DETECTED_CLOSE_TYPE",
-    "DOWNSTREAM_LOCAL_CLOSE_REASON",
-    "DOWNSTREAM_LOCAL_OTHERNAME_SAN",
-    "DOWNSTREAM_PEER_OTHERNAME_SAN",
-    "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_256",
-    "DOWNSTREAM_PEER_CHAIN_FINGERPRINTS_1",
-    "DOWNSTREAM_PEER_CHAIN_SERIALS",
-    "DOWNSTREAM_PEER_ISSUER_FINGERPRINT_256",
-    "DOWNSTREAM_PEER_ISSUER_SERIAL",
-    "DOWNSTREAM_TLS_GROUP",
-    "UPSTREAM_TLS_GROUP",
-];
-
-/// An operator without argument and length.
-fn simple(name: &str) -> Option<Op> {
-    use AddressForm::{EndpointId, Full, Port};
-    use AddressOf as A;
-    use Side::{Downstream, Upstream};
-    Some(match name {
-        "PROTOCOL" => Op::Text(TextOf::Protocol),
-        "UPSTREAM_PROTOCOL" => Op::Text(TextOf::UpstreamProtocol),
-        "CONNECTION_TERMINATION_DETAILS" => Op::Text(TextOf::TerminationDetails),
-        "RESPONSE_FLAGS" => Op::Text(TextOf::Flags),
-        "RESPONSE_FLAGS_LONG" => Op::Text(TextOf::FlagsLong),
-        "ROUTE_NAME" => Op::Text(TextOf::RouteName),
-        "VIRTUAL_CLUSTER_NAME" => Op::Text(TextOf::VirtualCluster),
-        "UPSTREAM_CLUSTER" => Op::Text(TextOf::Cluster),
-        "UPSTREAM_CLUSTER_RAW" => Op::Text(TextOf::ClusterRaw),
-        "UPSTREAM_HOST_NAME" => Op::Text(TextOf::HostName),
-        "UPSTREAM_HOST_NAME_WITHOUT_PORT" => Op::Text(TextOf::HostNameWithoutPort),
-        "UPSTREAM_HOSTS_ATTEMPTED" => Op::Text(TextOf::HostsAttempted),
-        "UPSTREAM_HOSTS_ATTEMPTED_WITHOUT_PORT" => Op::Text(TextOf::HostsAttemptedWithoutPort),
-        "UPSTREAM_TRANSPORT_FAILURE_REASON" => Op::Text(TextOf::UpstreamFailure),
-        "DOWNSTREAM_TRANSPORT_FAILURE_REASON" => Op::Text(TextOf::DownstreamFailure),
-        "STREAM_ID" => Op::Text(TextOf::StreamId),
-        "UNIQUE_ID" => Op::Text(TextOf::UniqueId),
-        "FILTER_CHAIN_NAME" => Op::Text(TextOf::FilterChain),
-        "LISTENER_NAME" => Op::Text(TextOf::Listener),
-        "ACCESS_LOG_TYPE" => Op::Text(TextOf::LogType),
-        "LOCAL_REPLY_BODY" => Op::Text(TextOf::LocalReplyBody),
-        "CUSTOM_FLAGS" => Op::Text(TextOf::CustomFlags),
-        "BYTES_RECEIVED" => Op::Number(NumberOf::BytesReceived),
-        "BYTES_SENT" => Op::Number(NumberOf::BytesSent),
-        "BYTES_RETRANSMITTED" | "PACKETS_RETRANSMITTED" => Op::Number(NumberOf::Zero),
-        "REQUEST_HEADERS_BYTES" => Op::Number(NumberOf::RequestHeaders),
-        "RESPONSE_HEADERS_BYTES" => Op::Number(NumberOf::ResponseHeaders),
-        "RESPONSE_TRAILERS_BYTES" => Op::Number(NumberOf::ResponseTrailers),
-        "RESPONSE_CODE" => Op::Number(NumberOf::ResponseCode),
-        "UPSTREAM_REQUEST_ATTEMPT_COUNT" => Op::Number(NumberOf::Attempts),
-        "UPSTREAM_WIRE_BYTES_SENT" => Op::Number(NumberOf::UpstreamWireSent),
-        "UPSTREAM_WIRE_BYTES_RECEIVED" => Op::Number(NumberOf::UpstreamWireReceived),
-        "UPSTREAM_HEADER_BYTES_SENT" | "UPSTREAM_DECOMPRESSED_HEADER_BYTES_SENT" => Op::Number(NumberOf::UpstreamHeadersSent),
-        "UPSTREAM_HEADER_BYTES_RECEIVED" | "UPSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED" => Op::Number(NumberOf::UpstreamHeadersReceived),
-        "DOWNSTREAM_WIRE_BYTES_SENT" => Op::Number(NumberOf::DownstreamWireSent),
-        "DOWNSTREAM_WIRE_BYTES_RECEIVED" => Op::Number(NumberOf::DownstreamWireReceived),
-        "DOWNSTREAM_HEADER_BYTES_SENT" | "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_SENT" => Op::Number(NumberOf::DownstreamHeadersSent),
-        "DOWNSTREAM_HEADER_BYTES_RECEIVED" | "DOWNSTREAM_DECOMPRESSED_HEADER_BYTES_RECEIVED" => {
-            Op::Number(NumberOf::DownstreamHeadersReceived)
-        }
-        "CONNECTION_ID" => Op::Number(NumberOf::ConnectionId),
-        "UPSTREAM_CONNECTION_ID" => Op::Number(NumberOf::UpstreamConnectionId),
-        "DURATION" => Op::Duration(DurationOf::Total),
-        "REQUEST_DURATION" => Op::Duration(DurationOf::Request),
-        "REQUEST_TX_DURATION" => Op::Duration(DurationOf::RequestSent),
-        "RESPONSE_DURATION" => Op::Duration(DurationOf::Response),
-        "RESPONSE_TX_DURATION" => Op::Duration(DurationOf::ResponseSent),
-        "DOWNSTREAM_HANDSHAKE_DURATION" => Op::Duration(DurationOf::Handshake),
-        "UPSTREAM_CONNECTION_POOL_READY_DURATION" => Op::Duration(DurationOf::PoolReady),
-        "GRPC_STATUS_NUMBER" => Op::GrpcStatus(GrpcForm::Number),
-        "UPSTREAM_HOST" => Op::Address(A::UpstreamHost, Full),
-        "UPSTREAM_LOCAL_ADDRESS" => Op::Address(A::UpstreamLocal, Full),
-        "UPSTREAM_LOCAL_PORT" => Op::Address(A::UpstreamLocal, Port),
-        "UPSTREAM_REMOTE_ADDRESS" => Op::Address(A::UpstreamRemote, Full),
-        "UPSTREAM_REMOTE_PORT" => Op::Address(A::UpstreamRemote, Port),
-        "UPSTREAM_REMOTE_ADDRESS_ENDPOINT_ID" => Op::Address(A::UpstreamRemote, EndpointId),
-        "DOWNSTREAM_REMOTE_ADDRESS" => Op::Address(A::DownstreamRemote, Full),
-        "DOWNSTREAM_REMOTE_PORT" => Op::Address(A::DownstreamRemote, Port),
-        "DOWNSTREAM_DIRECT_REMOTE_ADDRESS" => Op::Address(A::DownstreamDirectRemote, Full),
-        "DOWNSTREAM_DIRECT_REMOTE_PORT" => Op::Address(A::DownstreamDirectRemote, Port),
-        "DOWNSTREAM_LOCAL_ADDRESS" => Op::Address(A::DownstreamLocal, Full),
-        "DOWNSTREAM_LOCAL_PORT" => Op::Address(A::DownstreamLocal, Port),
-        "DOWNSTREAM_LOCAL_ADDRESS_ENDPOINT_ID" => Op::Address(A::DownstreamLocal, EndpointId),
-        "DOWNSTREAM_DIRECT_LOCAL_ADDRESS" => Op::Address(A::DownstreamDirectLocal, Full),
-        "DOWNSTREAM_DIRECT_LOCAL_PORT" => Op::Address(A::DownstreamDirectLocal, Port),
-        "DOWNSTREAM_DIRECT_LOCAL_ADDRESS_ENDPOINT_ID" => Op::Address(A::DownstreamDirectLocal, EndpointId),
-        "DOWNSTREAM_LOCAL_IP_SAN" => Op::Cert(Downstream, CertField::LocalIpSan),
-        "DOWNSTREAM_LOCAL_DNS_SAN" => Op::Cert(Downstream, CertField::LocalDnsSan),
-        "DOWNSTREAM_LOCAL_URI_SAN" => Op::Cert(Downstream, CertField::LocalUriSan),
-        "DOWNSTREAM_LOCAL_EMAIL_SAN" => Op::Cert(Downstream, CertField::LocalEmailSan),
-        "DOWNSTREAM_LOCAL_SUBJECT" => Op::Cert(Downstream, CertField::LocalSubject),
-        "DOWNSTREAM_PEER_IP_SAN" => Op::Cert(Downstream, CertField::PeerIpSan),
-        "DOWNSTREAM_PEER_DNS_SAN" => Op::Cert(Downstream, CertField::PeerDnsSan),
-        "DOWNSTREAM_PEER_URI_SAN" => Op::Cert(Downstream, CertField::PeerUriSan),
-        "DOWNSTREAM_PEER_EMAIL_SAN" => Op::Cert(Downstream, CertField::PeerEmailSan),
-        "DOWNSTREAM_PEER_SUBJECT" => Op::Cert(Downstream, CertField::PeerSubject),
-        "DOWNSTREAM_PEER_ISSUER" => Op::Cert(Downstream, CertField::PeerIssuer),
-        "DOWNSTREAM_PEER_FINGERPRINT_256" => Op::Cert(Downstream, CertField::PeerSha256),
-        "DOWNSTREAM_PEER_FINGERPRINT_1" => Op::Cert(Downstream, CertField::PeerSha1),
-        "DOWNSTREAM_PEER_SERIAL" => Op::Cert(Downstream, CertField::PeerSerial),
-        "DOWNSTREAM_PEER_CERT" => Op::Cert(Downstream, CertField::PeerCert),
-        "DOWNSTREAM_TLS_SESSION_ID" => Op::Cert(Downstream, CertField::SessionId),
-        "DOWNSTREAM_TLS_CIPHER" => Op::Cert(Downstream, CertField::Cipher),
-        "DOWNSTREAM_TLS_VERSION" => Op::Cert(Downstream, CertField::Version),
-        "UPSTREAM_PEER_SUBJECT" => Op::Cert(Upstream, CertField::PeerSubject),
-        "UPSTREAM_PEER_ISSUER" => Op::Cert(Upstream, CertField::PeerIssuer),
-        "UPSTREAM_PEER_CERT" => Op::Cert(Upstream, CertField::PeerCert),
-        "UPSTREAM_PEER_URI_SAN" => Op::Cert(Upstream, CertField::PeerUriSan),
-        "UPSTREAM_PEER_DNS_SAN" => Op::Cert(Upstream, CertField::PeerDnsSan),
-        "UPSTREAM_PEER_IP_SAN" => Op::Cert(Upstream, CertField::PeerIpSan),
-        "UPSTREAM_LOCAL_URI_SAN" => Op::Cert(Upstream, CertField::LocalUriSan),
-        "UPSTREAM_LOCAL_DNS_SAN" => Op::Cert(Upstream, CertField::LocalDnsSan),
-        "UPSTREAM_LOCAL_IP_SAN" => Op::Cert(Upstream, CertField::LocalIpSan),
-        "UPSTREAM_TLS_SESSION_ID" => Op::Cert(Upstream, CertField::SessionId),
-        "UPSTREAM_TLS_CIPHER" => Op::Cert(Upstream, CertField::Cipher),
-        "UPSTREAM_TLS_VERSION" => Op::Cert(Upstream, CertField::Version),
-        "UPSTREAM_SERVER_NAME" => Op::Cert(Upstream, CertField::Sni),
-        // Fingerprints only if the TLS inspector computes them, round trips of QUIC, spans of a tracer: none of these exists here.
-        "TLS_JA3_FINGERPRINT" | "TLS_JA4_FINGERPRINT" | "ROUNDTRIP_DURATION" | "TRACE_ID" | "SPAN_ID" => Op::Absent,
-        "HOSTNAME" => Op::Constant(hostname().into()),
-        _ => return None,
-    })
-}
-
-fn hostname() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "-".to_string(), |name| name.trim_end().to_string())
+impl Extensions<'_> {
+    fn value(&self, name: &str, argument: Option<&str>, length: Option<usize>) -> Option<Result<Box<dyn OpValue>, String>> {
+        self.sources.iter().find_map(|source| source.value(name, argument.unwrap_or_default(), length))
+    }
 }
 
 fn time(of: TimeOf, argument: Option<&str>, local: bool) -> Result<Op, String> {
@@ -221,36 +92,13 @@ fn common_duration(argument: &str) -> Result<Op, String> {
         [from, to, precision] => (*from, *to, *precision),
         _ => return Err(wrong()),
     };
-    let point = |name: &str| {
-        Ok(match name {
-            "DS_RX_BEG" => Point::DownstreamRxBegin,
-            "DS_RX_END" => Point::DownstreamRxEnd,
-            "DS_TX_BEG" => Point::DownstreamTxBegin,
-            "DS_TX_END" => Point::DownstreamTxEnd,
-            "US_TX_BEG" => Point::UpstreamTxBegin,
-            "US_TX_END" => Point::UpstreamTxEnd,
-            "US_RX_BEG" => Point::UpstreamRxBegin,
-            "US_RX_END" => Point::UpstreamRxEnd,
-            "US_CX_BEG" => Point::UpstreamConnectBegin,
-            "US_CX_END" => Point::UpstreamConnectEnd,
-            "DS_CX_BEG" => Point::DownstreamConnectionBegin,
-            "DS_CX_END" => Point::DownstreamConnectionEnd,
-            "US_HS_END" | "US_RX_BODY_BEG" => return Err(format!("time point {name} is not supported by Nuncio")),
-            _ => Point::Custom,
-        })
-    };
     let precision = match precision {
         "ms" => Precision::Millis,
         "us" => Precision::Micros,
         "ns" => Precision::Nanos,
         other => return Err(format!("Invalid common duration precision: {other}.")),
     };
-    let (from, to) = (point(from)?, point(to)?);
-    let connect = |p: Point| matches!(p, Point::UpstreamConnectBegin | Point::UpstreamConnectEnd);
-    if (connect(from) || connect(to)) && (from, to) != (Point::UpstreamConnectBegin, Point::UpstreamConnectEnd) {
-        return Err("time points US_CX_BEG and US_CX_END are supported by Nuncio only together".to_string());
-    }
-    Ok(Op::CommonDuration(from, to, precision))
+    Ok(Op::CommonDuration(Point::named(from), Point::named(to), precision))
 }
 
 fn server_name(argument: Option<&str>) -> Result<Op, String> {
@@ -288,7 +136,7 @@ fn path(argument: Option<&str>) -> Result<Op, String> {
     Ok(Op::Path { query, source })
 }
 
-fn coalesce(argument: &str, extensions: Extensions) -> Result<Op, String> {
+fn coalesce(argument: &str, extensions: Extensions<'_>) -> Result<Op, String> {
     let config: serde_json::Value =
         serde_json::from_str(argument).map_err(|e| format!("COALESCE: failed to parse JSON configuration: {e}"))?;
     let Some(operators) = config.get("operators").and_then(|o| o.as_array()) else {
@@ -314,12 +162,9 @@ fn coalesce(argument: &str, extensions: Extensions) -> Result<Op, String> {
 }
 
 /// Compiles one command; the error is a sentence that names it.
-pub(crate) fn compile(command: &Command<'_>, extensions: Extensions) -> Result<Limited, String> {
+pub(crate) fn compile(command: &Command<'_>, extensions: Extensions<'_>) -> Result<Limited, String> {
     let Command { name, argument, length } = *command;
-    if UNSUPPORTED.contains(&name) {
-        return Err(format!("operator {name} is not supported by Nuncio"));
-    }
-    if let Some(op) = simple(name) {
+    if let Some(op) = names::simple(name) {
         if argument.is_some_and(|a| !a.is_empty()) || length.is_some() {
             return Err(format!("{name} does not take any parameters or length"));
         }
@@ -385,9 +230,15 @@ pub(crate) fn compile(command: &Command<'_>, extensions: Extensions) -> Result<L
                     other => return Err(format!("Invalid QUERY_PARAMS option: '{other}', only 'ORIG'/'DECODED' are allowed")),
                 },
                 "PATH" => path(argument)?,
-                "CEL" => Op::Expression(expression::compile(required()?)?),
+                "CEL" => Op::Expression { expression: expression::compile(required()?)?, typed: false },
+                "TYPED_CEL" => Op::Expression { expression: expression::compile(required()?)?, typed: true },
+                // Its length is taken and has no effect, as in Envoy.
+                "XFCC_VALUE" => return Ok(Limited { op: Op::Xfcc(XfccKey::parse(argument.unwrap_or_default())?), length: None }),
                 "COALESCE" => coalesce(required()?, extensions)?,
-                _ => return Err(format!("Not supported field in StreamInfo: {name}")),
+                _ => match extensions.value(name, argument, length) {
+                    Some(value) => return Ok(Limited { op: Op::Value(value?), length: None }),
+                    None => return Err(format!("Not supported field in StreamInfo: {name}")),
+                },
             }
         }
     };

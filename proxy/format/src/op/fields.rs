@@ -1,9 +1,8 @@
-//! Numbers, durations, names and states of the stream.
+//! Numbers, names and states of the stream.
 
-use super::{Written, address, decimal, joined};
+use super::{Written, decimal, joined};
 use crate::FormatContext;
 use nuncio_core::{Headers, ResponseFlags};
-use std::time::Duration;
 
 /// Counts.
 #[derive(Clone, Copy, Debug)]
@@ -25,24 +24,15 @@ pub(crate) enum NumberOf {
     DownstreamHeadersReceived,
     ConnectionId,
     UpstreamConnectionId,
-    /// Counted by QUIC only.
+    RouteResolutions,
+    /// In microseconds.
+    RouteResolutionTime,
+    /// Measured by QUIC only.
     Zero,
 }
 
 fn map_size(headers: Option<&Headers>) -> u64 {
     headers.map_or(0, |h| h.byte_size() as u64)
-}
-
-/// Envoy's byteSize of the request headers, pseudo-headers included.
-fn request_size(cx: &FormatContext<'_>) -> u64 {
-    let Some(request) = cx.request else { return 0 };
-    let pseudo = |name: &str, value: &str| if value.is_empty() { 0 } else { (name.len() + value.len()) as u64 };
-    map_size(Some(&request.headers))
-        + pseudo(":method", request.method.as_str())
-        + pseudo(":scheme", &request.scheme)
-        + pseudo(":authority", &request.authority)
-        + pseudo(":path", &request.path)
-        + request.protocol.as_ref().map_or(0, |p| pseudo(":protocol", p))
 }
 
 impl NumberOf {
@@ -52,8 +42,8 @@ impl NumberOf {
         let n = match self {
             Self::BytesReceived => info.request_meter.bytes.get(),
             Self::BytesSent => info.bytes_sent,
-            Self::RequestHeaders => request_size(cx),
-            Self::ResponseHeaders => cx.response.map_or(0, |r| map_size(Some(&r.headers)) + (":status".len() + 3) as u64),
+            Self::RequestHeaders => cx.request_headers_bytes(),
+            Self::ResponseHeaders => cx.response_headers_bytes(),
             Self::ResponseTrailers => map_size(cx.trailers),
             Self::ResponseCode => u64::from(info.response_code),
             Self::Attempts => u64::from(info.attempts),
@@ -66,118 +56,16 @@ impl NumberOf {
             Self::DownstreamHeadersSent => info.response_header_bytes,
             Self::DownstreamHeadersReceived => info.request_header_bytes,
             Self::ConnectionId => info.connection.id,
-            Self::UpstreamConnectionId => match upstream.and_then(|u| u.connection_id) {
-                Some(id) => id,
-                None => return Written::Missing,
-            },
+            // Envoy says 0 where there was none.
+            Self::UpstreamConnectionId => upstream.and_then(|u| u.connection_id).unwrap_or_default(),
+            Self::RouteResolutions => u64::from(info.route_resolutions),
+            Self::RouteResolutionTime if info.route_resolutions == 0 => return Written::Missing,
+            Self::RouteResolutionTime => u64::try_from(info.route_resolution_time.as_micros()).unwrap_or(u64::MAX),
             Self::Zero => 0,
         };
         decimal(out, n);
         Written::Json
     }
-}
-
-/// Durations in whole milliseconds.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum DurationOf {
-    Total,
-    /// Until the request was received.
-    Request,
-    /// Until the request was sent.
-    RequestSent,
-    /// Until the response began.
-    Response,
-    /// From the first byte of the response to the last byte sent.
-    ResponseSent,
-    Handshake,
-    PoolReady,
-}
-
-impl DurationOf {
-    pub fn write(self, cx: &FormatContext<'_>, out: &mut Vec<u8>) -> Written {
-        let info = cx.info;
-        let upstream = info.upstream.as_deref();
-        let duration = match self {
-            Self::Total => Some(info.duration.unwrap_or_else(|| info.elapsed())),
-            Self::Request => info.last_downstream_rx,
-            Self::RequestSent => upstream.and_then(|u| u.last_tx),
-            Self::Response => upstream.and_then(|u| u.first_rx),
-            Self::ResponseSent => upstream.and_then(|u| u.first_rx).and_then(|first| Some(info.last_downstream_tx?.saturating_sub(first))),
-            // Envoy tells it to TCP only.
-            Self::Handshake => cx.request.is_none().then(|| info.connection.handshake.get()).flatten(),
-            Self::PoolReady => upstream.and_then(|u| u.connect_time),
-        };
-        let Some(duration) = duration else { return Written::Missing };
-        decimal(out, duration.as_millis() as u64);
-        Written::Json
-    }
-}
-
-/// Points in time of `%COMMON_DURATION%`, as offsets from the start of the stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Point {
-    DownstreamRxBegin,
-    DownstreamRxEnd,
-    DownstreamTxBegin,
-    DownstreamTxEnd,
-    UpstreamTxBegin,
-    UpstreamTxEnd,
-    UpstreamRxBegin,
-    UpstreamRxEnd,
-    UpstreamConnectBegin,
-    UpstreamConnectEnd,
-    DownstreamConnectionBegin,
-    DownstreamConnectionEnd,
-    /// Named by a filter; none here does.
-    Custom,
-}
-
-/// Unit of `%COMMON_DURATION%`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Precision {
-    Millis,
-    Micros,
-    Nanos,
-}
-
-impl Point {
-    fn offset(self, cx: &FormatContext<'_>) -> Option<Duration> {
-        let info = cx.info;
-        let upstream = info.upstream.as_deref();
-        match self {
-            Self::DownstreamRxBegin => cx.request.map(|_| Duration::ZERO),
-            Self::DownstreamRxEnd => info.last_downstream_rx,
-            Self::DownstreamTxBegin => info.first_downstream_tx,
-            Self::DownstreamTxEnd => info.last_downstream_tx,
-            Self::UpstreamTxBegin => upstream?.first_tx,
-            Self::UpstreamTxEnd => upstream?.last_tx,
-            Self::UpstreamRxBegin => upstream?.first_rx,
-            Self::UpstreamRxEnd => upstream?.last_rx,
-            // Only their distance is known: see `between`.
-            Self::UpstreamConnectBegin | Self::UpstreamConnectEnd | Self::Custom => None,
-            Self::DownstreamConnectionBegin => cx.request.is_none().then_some(Duration::ZERO),
-            Self::DownstreamConnectionEnd => cx.request.is_none().then_some(info.duration).flatten(),
-        }
-    }
-}
-
-/// Appends the time between two points, which may be negative.
-pub(crate) fn between(cx: &FormatContext<'_>, from: Point, to: Point, precision: Precision, out: &mut Vec<u8>) -> Written {
-    let found = if (from, to) == (Point::UpstreamConnectBegin, Point::UpstreamConnectEnd) {
-        let time = cx.info.upstream.as_deref().and_then(|u| u.connect_time);
-        time.map(|t| (Duration::ZERO, t))
-    } else {
-        from.offset(cx).zip(to.offset(cx))
-    };
-    let Some((from, to)) = found else { return Written::Missing };
-    let nanos = to.as_nanos() as i128 - from.as_nanos() as i128;
-    let unit = match precision {
-        Precision::Millis => 1_000_000,
-        Precision::Micros => 1000,
-        Precision::Nanos => 1,
-    };
-    decimal(out, (nanos / unit) as i64);
-    Written::Json
 }
 
 /// Names and states.
@@ -196,10 +84,12 @@ pub(crate) enum TextOf {
     VirtualCluster,
     Cluster,
     ClusterRaw,
-    HostName,
-    HostNameWithoutPort,
-    HostsAttempted,
-    HostsAttemptedWithoutPort,
+    /// Ids of the connections that were had.
+    ConnectionsAttempted,
+    UpstreamDetectedClose,
+    UpstreamLocalClose,
+    DownstreamDetectedClose,
+    DownstreamLocalClose,
     UpstreamFailure,
     DownstreamFailure,
     StreamId,
@@ -268,30 +158,22 @@ impl TextOf {
             Self::VirtualCluster => named(out, info.virtual_cluster.as_deref()),
             Self::Cluster => named(out, upstream.and_then(|u| u.cluster.as_ref()).map(|c| c.observability_name().as_ref())),
             Self::ClusterRaw => named(out, upstream.and_then(|u| u.cluster.as_ref()).map(|c| c.name().as_ref())),
-            Self::HostName | Self::HostNameWithoutPort => {
-                let Some(host) = upstream.and_then(|u| u.host.as_ref()) else { return false };
-                let with_port = matches!(self, Self::HostName);
-                match host.hostname() {
-                    "" if with_port => address::full(out, host.address()),
-                    "" => address::without_port(out, host.address()),
-                    name => {
-                        let port = name.rsplit_once(':').filter(|(_, p)| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit()));
-                        let bare = port.map_or(name, |(host, _)| host);
-                        out.extend_from_slice(if with_port { name } else { bare }.as_bytes());
-                    }
+            // An attempt that got no connection has no id, and only the last attempt is told of.
+            Self::ConnectionsAttempted => match upstream.and_then(|u| u.connection_id) {
+                Some(id) => {
+                    decimal(out, id);
+                    true
                 }
-                true
+                None => false,
+            },
+            // A TCP stream has an upstream from its beginning, a request once the router chose a host.
+            Self::UpstreamDetectedClose if info.protocol.is_none() || upstream.is_some_and(|u| u.host.is_some()) => {
+                named(out, Some(upstream.map(|u| u.detected_close).unwrap_or_default().as_str()))
             }
-            Self::HostsAttempted | Self::HostsAttemptedWithoutPort => {
-                let all = upstream.map_or(&[][..], |u| u.attempted.as_slice());
-                for (i, host) in all.iter().enumerate() {
-                    if i > 0 {
-                        out.push(b',');
-                    }
-                    if matches!(self, Self::HostsAttempted) { address::full(out, host) } else { address::without_port(out, host) }
-                }
-                !all.is_empty()
-            }
+            Self::UpstreamDetectedClose => false,
+            Self::UpstreamLocalClose => named(out, upstream.and_then(|u| u.local_close)),
+            Self::DownstreamDetectedClose => named(out, Some(info.connection.detected_close.get().as_str())),
+            Self::DownstreamLocalClose => named(out, info.connection.local_close.get()),
             Self::UpstreamFailure => unspaced(out, upstream.and_then(|u| u.failure.as_deref())),
             Self::DownstreamFailure => unspaced(out, info.connection.transport_failure.borrow().as_deref()),
             Self::StreamId => named(out, info.request_id.as_deref()),

@@ -3,19 +3,26 @@
 
 mod address;
 mod compile;
+mod duration;
 mod fields;
+mod hosts;
 mod metadata;
+mod names;
 mod request;
 mod tls;
+mod xfcc;
 
 use crate::FormatContext;
 use crate::time::TimeFormat;
 use address::{AddressForm, AddressOf};
-use fields::{DurationOf, NumberOf, Point, Precision, TextOf};
+use duration::{DurationOf, Point, Precision};
+use fields::{NumberOf, TextOf};
+use hosts::HostsOf;
 use metadata::{MetadataOf, StateForm};
 use request::{Headers, HostChoice, PathSource};
 use std::time::SystemTime;
 use tls::{CertField, Side};
+use xfcc::XfccKey;
 
 pub(crate) use compile::{Extensions, compile};
 pub(crate) use fields::grpc_status;
@@ -77,8 +84,15 @@ pub(crate) enum Op {
     QueryParams {
         decoded: bool,
     },
-    /// `%CEL(...)%`.
-    Expression(Box<dyn crate::Expression>),
+    Hosts(HostsOf),
+    Xfcc(XfccKey),
+    /// `%CEL(...)%`, and `%TYPED_CEL(...)%`, whose value keeps its type in JSON.
+    Expression {
+        expression: Box<dyn crate::Expression>,
+        typed: bool,
+    },
+    /// An operator of a formatter extension that another crate compiled.
+    Value(Box<dyn crate::OpValue>),
     /// Text that was known when the format was compiled.
     Constant(Box<str>),
     /// The first of these that has a value.
@@ -99,6 +113,15 @@ impl Limited {
     pub fn write(&self, cx: &FormatContext<'_>, out: &mut Vec<u8>) -> Written {
         let start = out.len();
         let written = self.op.write(cx, out);
+        self.limit(start, written, out)
+    }
+    /// Appends the value as one of JSON: text without its quotes and not escaped, all else as it is.
+    pub fn write_json(&self, cx: &FormatContext<'_>, out: &mut Vec<u8>) -> Written {
+        let start = out.len();
+        let written = self.op.write_json(cx, out);
+        self.limit(start, written, out)
+    }
+    fn limit(&self, start: usize, written: Written, out: &mut Vec<u8>) -> Written {
         if let Some(length) = self.length
             && written == Written::Text
         {
@@ -125,7 +148,7 @@ impl Op {
             Self::Header(headers) => Written::text(headers.write(cx, out)),
             Self::Number(of) => of.write(cx, out),
             Self::Duration(of) => of.write(cx, out),
-            Self::CommonDuration(from, to, precision) => fields::between(cx, *from, *to, *precision, out),
+            Self::CommonDuration(from, to, precision) => duration::between(cx, *from, *to, *precision, out),
             Self::Text(of) => Written::text(of.write(cx, out)),
             Self::Address(of, form) => of.write(cx, *form, out),
             Self::Cert(side, field) => Written::text(field.write(cx, *side, out)),
@@ -136,7 +159,10 @@ impl Op {
             Self::Path { query, source } => Written::text(source.write(cx, *query, out)),
             Self::QueryParam(name) => Written::text(request::query_param(cx, name, out)),
             Self::QueryParams { decoded } => Written::text(request::query_params(cx, *decoded, out)),
-            Self::Expression(expression) => Written::text(expression.print(cx, out)),
+            Self::Hosts(of) => Written::text(of.write(cx, out)),
+            Self::Xfcc(key) => Written::text(key.write(cx, out)),
+            Self::Expression { expression, .. } => Written::text(expression.print(cx, out)),
+            Self::Value(value) => Written::text(value.write(out)),
             Self::Constant(text) => {
                 out.extend_from_slice(text.as_bytes());
                 Written::Text
@@ -153,6 +179,17 @@ impl Op {
                 Written::Missing
             }
             Self::Absent => Written::Missing,
+        }
+    }
+    /// Appends the value for a JSON format, where it may differ from that for text.
+    fn write_json(&self, cx: &FormatContext<'_>, out: &mut Vec<u8>) -> Written {
+        match self {
+            Self::Expression { expression, typed: true } => match expression.print_typed(cx, out) {
+                Some(true) => Written::Text,
+                Some(false) => Written::Json,
+                None => Written::Missing,
+            },
+            _ => self.write(cx, out),
         }
     }
     /// The text, if it is always the same.

@@ -3,7 +3,7 @@
 use super::joined;
 use crate::FormatContext;
 use nuncio_core::TlsInfo;
-use nuncio_core::info::CertInfo;
+use nuncio_core::info::{CertDigests, CertInfo};
 
 /// Whose connection.
 #[derive(Clone, Copy, Debug)]
@@ -30,8 +30,16 @@ pub(crate) enum CertField {
     LocalDnsSan,
     LocalIpSan,
     LocalEmailSan,
+    PeerOtherSan,
+    LocalOtherSan,
+    ChainSha256,
+    ChainSha1,
+    ChainSerials,
+    IssuerSha256,
+    IssuerSerial,
     Version,
     Cipher,
+    Group,
     SessionId,
     Sni,
 }
@@ -50,13 +58,24 @@ pub(crate) fn peer<'a>(cx: &FormatContext<'a>, side: Side) -> Option<&'a CertInf
 
 impl CertField {
     /// Appends the text; false if there is none.
-    pub fn write(self, cx: &FormatContext<'_>, side: Side, out: &mut Vec<u8>) -> bool {
+    pub fn write<'a>(self, cx: &FormatContext<'a>, side: Side, out: &mut Vec<u8>) -> bool {
         let Some(tls) = tls(cx, side) else { return false };
         let peer = || tls.peer_cert();
         let local = || tls.local.as_deref();
         let text = match self {
             Self::Version => Some(tls.version),
             Self::Cipher => Some(tls.cipher),
+            Self::Group => Some(tls.group),
+            Self::ChainSha256 | Self::ChainSha1 | Self::ChainSerials => {
+                let of = |c: &'a CertDigests| match self {
+                    Self::ChainSha256 => c.sha256.as_bytes(),
+                    Self::ChainSha1 => c.sha1.as_bytes(),
+                    _ => c.serial.as_bytes(),
+                };
+                return joined(out, tls.peer_chain().into_iter().flat_map(|chain| chain.certs.iter().map(of)));
+            }
+            Self::IssuerSha256 => tls.peer_chain().and_then(|chain| chain.issuer.as_ref()).map(|c| c.sha256.as_str()),
+            Self::IssuerSerial => tls.peer_chain().and_then(|chain| chain.issuer.as_ref()).map(|c| c.serial.as_str()),
             Self::SessionId => Some(tls.session_id.as_str()),
             Self::Sni => tls.sni.as_deref(),
             Self::PeerSubject => peer().map(|c| c.subject.as_str()),
@@ -75,6 +94,8 @@ impl CertField {
                     Self::LocalUriSan => local().map(|c| &c.uri_sans),
                     Self::LocalDnsSan => local().map(|c| &c.dns_sans),
                     Self::LocalIpSan => local().map(|c| &c.ip_sans),
+                    Self::PeerOtherSan => peer().map(|c| &c.other_sans),
+                    Self::LocalOtherSan => local().map(|c| &c.other_sans),
                     _ => local().map(|c| &c.email_sans),
                 };
                 return joined(out, list.into_iter().flatten().map(|s| s.as_bytes()));

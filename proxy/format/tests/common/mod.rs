@@ -5,7 +5,7 @@
 
 use nuncio_core::diag::{At, Report};
 use nuncio_core::filter_state::StringState;
-use nuncio_core::info::UpstreamInfo;
+use nuncio_core::info::{ConnectMoments, UpstreamInfo};
 use nuncio_core::test_kit::{fields, list, metadata, object};
 use nuncio_core::views::{ClusterView, HostView};
 use nuncio_core::{Address, Body, Exchange, HttpVersion, RequestHead, ResponseHead, StreamInfo, test_kit};
@@ -55,6 +55,7 @@ impl ClusterView for Cluster {
 #[derive(Debug)]
 struct Host {
     address: Address,
+    hostname: &'static str,
     metadata: Metadata,
 }
 impl HostView for Host {
@@ -62,7 +63,7 @@ impl HostView for Host {
         &self.address
     }
     fn hostname(&self) -> &str {
-        "host.name:80"
+        self.hostname
     }
     fn metadata(&self) -> Option<&Metadata> {
         Some(&self.metadata)
@@ -121,15 +122,24 @@ pub fn exchange() -> Exchange {
             ]),
         ),
     };
-    let host = Host { address: address("127.0.0.1:18803"), metadata: metadata("com.host", fields([("k", text("hostv"))])) };
+    let first = Host { address: address("127.0.0.1:1"), hostname: "", metadata: Metadata::default() };
+    let hostv = metadata("com.host", fields([("k", text("hostv"))]));
+    let host = Arc::new(Host { address: address("127.0.0.1:18803"), hostname: "host.name:80", metadata: hostv });
+    let connect = info.start_instant + Duration::from_micros(100);
     info.upstream = Some(Box::new(UpstreamInfo {
         cluster: Some(Arc::new(cluster)),
-        host: Some(Arc::new(host)),
+        host: Some(host.clone()),
         local: Some(address("127.0.0.1:47492")),
         remote: Some(address("[2001:db8:1234:5678:9abc:def0:1234:5678]:443")),
         protocol: Some(HttpVersion::Http11),
         connection_id: Some(2),
         connect_time: Some(Duration::from_nanos(20150)),
+        connect: ConnectMoments {
+            began: Some(connect),
+            connected: Some(connect + Duration::from_nanos(20150)),
+            secured: Some(connect + Duration::from_micros(70)),
+        },
+        first_rx_body: Some(Duration::from_micros(1150)),
         first_tx: Some(Duration::from_micros(200)),
         last_tx: Some(Duration::from_micros(210)),
         first_rx: Some(Duration::from_micros(1100)),
@@ -138,7 +148,7 @@ pub fn exchange() -> Exchange {
         wire_rx_bytes: 128,
         header_tx_bytes: 163,
         header_rx_bytes: 100,
-        attempted: vec![address("127.0.0.1:1"), address("127.0.0.1:18803")],
+        attempted: vec![Arc::new(first), host.clone()],
         ..Default::default()
     }));
     let mut request = RequestHead::new(http::Method::GET, "127.0.0.1:18802", "/p%20ath?a=1%2b2&b=x");

@@ -73,6 +73,14 @@ pub struct Attempt<'a> {
     /// Attempts that run beside this one.
     pub hedges: Option<&'a mut Hedges>,
     pub retry: Option<&'a RetryState>,
+    pub sent: &'a mut Sent,
+}
+
+/// When an attempt began and ended sending its request.
+#[derive(Default)]
+pub struct Sent {
+    pub first: Option<Instant>,
+    pub last: Option<Instant>,
 }
 
 impl Attempt<'_> {
@@ -89,6 +97,7 @@ impl Attempt<'_> {
             Ok(stream) => stream,
             Err(end) => return end,
         };
+        self.sent.first = Some(Instant::now());
         if complete {
             // As Envoy: a try begins on its connection; until then the cluster's connect_timeout counts.
             self.deadlines.set(Deadline::PerTry, self.timeouts.per_try);
@@ -104,7 +113,10 @@ impl Attempt<'_> {
                 }
                 match polled {
                     Poll::Pending => {}
-                    Poll::Ready(Ok(())) => sending = false,
+                    Poll::Ready(Ok(())) => {
+                        sending = false;
+                        self.sent.last = Some(Instant::now());
+                    }
                     Poll::Ready(Err(PumpError::Downstream(error))) => return Poll::Ready(Err(Failed::Downstream(error))),
                     // The response may be there all the same: the upstream may refuse a body and say why.
                     Poll::Ready(Err(PumpError::Upstream)) => sending = false,

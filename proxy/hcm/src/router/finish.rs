@@ -1,10 +1,12 @@
 //! What a response means for stats and outlier detection, and what is kept of its upstream. Runs on a worker.
 
+use super::attempt::Sent;
 use super::groups::Groups;
 use super::retry;
 use crate::config::HcmConfig;
 use crate::names::{X_ENVOY_INTERNAL, X_ENVOY_UPSTREAM_CANARY};
 use nuncio_core::grpc::http_from_grpc;
+use nuncio_core::info::UpstreamInfo;
 use nuncio_core::views::HostView;
 use nuncio_core::{Exchange, RequestHead, ResponseHead, StreamInfo};
 use nuncio_proto::envoy::config::core::v3::Locality;
@@ -73,13 +75,29 @@ pub fn charge_reply(cluster: &Arc<Cluster>, groups: &Groups<'_>, config: &HcmCon
     groups.each(|group| group.charge_response(status));
 }
 
+/// Forgets the attempt before, but for what was tried: what is told of the upstream is told of this attempt.
+pub fn begin_attempt(info: &mut StreamInfo, host: &Arc<Host>) {
+    let upstream = info.upstream_mut();
+    let mut attempted = std::mem::take(&mut upstream.attempted);
+    attempted.push(host.clone());
+    *upstream = UpstreamInfo { cluster: upstream.cluster.take(), host: Some(host.clone()), attempted, ..UpstreamInfo::default() };
+}
+
+/// Keeps when the request was sent.
+pub fn note_sent(info: &mut StreamInfo, sent: &Sent) {
+    let start = info.start_instant;
+    let upstream = info.upstream_mut();
+    upstream.first_tx = sent.first.map(|at| at.saturating_duration_since(start));
+    upstream.last_tx = sent.last.map(|at| at.saturating_duration_since(start));
+}
+
 /// Keeps what formatters ask of the upstream connection.
 pub fn note_upstream(info: &mut StreamInfo, stream: &UpstreamStream) {
-    let now = info.elapsed();
+    let (start, now) = (info.start_instant, info.elapsed());
     note_connection(info, stream);
     let upstream = info.upstream_mut();
     upstream.first_rx = Some(now);
-    upstream.last_rx = Some(now);
+    upstream.last_rx = stream.is_end().then(|| start.elapsed());
 }
 
 /// Keeps what is known of the connection as soon as there is a stream.
@@ -93,5 +111,8 @@ pub fn note_connection(info: &mut StreamInfo, stream: &UpstreamStream) {
     upstream.connection_id = facts.connection_id;
     upstream.connection_streams = facts.connection_streams;
     upstream.connect_time = facts.connect_time;
+    upstream.connect = facts.connect;
+    upstream.wire_tx_bytes = stream.bytes_written();
+    upstream.wire_rx_bytes = stream.bytes_read();
     upstream.filter_state = facts.filter_state.clone();
 }

@@ -229,12 +229,10 @@ impl Forwarding<'_> {
                 self.forward.rewrite_host(&mut ex.request, name, !config.router.suppress_envoy_headers);
             }
         }
-        let upstream = ex.info.upstream_mut();
-        upstream.host = Some(host.clone());
-        upstream.failure = None;
-        upstream.attempted.push(HostView::address(host.as_ref()).clone());
+        finish::begin_attempt(&mut ex.info, host);
         let (ex, ticks) = self.active.ticking();
         let options = OpenOptions::from_stream(&ex.info, self.priority);
+        let mut sent = attempt::Sent::default();
         let run = attempt::Attempt {
             request: &ex.request,
             cluster: &self.cluster,
@@ -249,6 +247,7 @@ impl Forwarding<'_> {
             proxy_continue: config.proxy_100_continue,
             hedges: self.hedges.as_mut(),
             retry: self.retry.as_ref(),
+            sent: &mut sent,
         };
         let end = if config.log_options.interval.is_none() {
             run.run(&options).await
@@ -261,6 +260,7 @@ impl Forwarding<'_> {
             .await
         };
         let ex = &mut *self.active.ex;
+        finish::note_sent(&mut ex.info, &sent);
         if let End::Upstream { stream: Some(stream), .. } | End::Deadline(_, Some(stream)) = &end {
             finish::note_connection(&mut ex.info, stream);
         }

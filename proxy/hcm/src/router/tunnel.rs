@@ -8,7 +8,6 @@ use super::upstream_body::UpstreamMeter;
 use super::{errors, finish};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Method, StatusCode};
-use nuncio_core::views::HostView;
 use nuncio_core::{Body, BodySource, Frame, LocalReply, RequestHead, ResponseHead, StreamError};
 use nuncio_route::ConnectConfig;
 use nuncio_upstream::{OpenOptions, UpstreamConnection, proxy_header};
@@ -69,10 +68,7 @@ impl Forwarding<'_> {
             self.active.ex.info.attempts += 1;
             let host = self.pick()?;
             let info = &mut self.active.ex.info;
-            let upstream = info.upstream_mut();
-            upstream.host = Some(host.clone());
-            upstream.failure = None;
-            upstream.attempted.push(HostView::address(host.as_ref()).clone());
+            finish::begin_attempt(info, &host);
             let options = OpenOptions::from_stream(info, self.priority);
             let made = {
                 let mut connect = pin!(self.upstreams.connect(&self.cluster, &host, &options));
@@ -94,6 +90,7 @@ impl Forwarding<'_> {
                     upstream.tls.clone_from(&facts.tls);
                     upstream.connection_id = facts.connection_id;
                     upstream.connect_time = facts.connect_time;
+                    upstream.connect = facts.connect;
                     upstream.filter_state = facts.filter_state.clone();
                     return Ok(connection);
                 }

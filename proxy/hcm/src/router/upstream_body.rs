@@ -7,20 +7,39 @@
 use super::deadlines::{Deadline, Deadlines};
 use super::errors;
 use super::request_body::{PumpError, RequestPump};
-use nuncio_core::{BodySource, Frame, StreamError};
+use nuncio_core::{BodySource, Frame, StreamError, StreamInfo};
 use nuncio_upstream::UpstreamStream;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What the end of the upstream stream tells its owner.
 #[derive(Debug, Default)]
 pub struct UpstreamMeter {
-    pub tx_bytes: std::cell::Cell<u64>,
-    pub rx_bytes: std::cell::Cell<u64>,
+    pub tx_bytes: Cell<u64>,
+    pub rx_bytes: Cell<u64>,
+    /// When the request was sent to its end, where that was after the response began.
+    pub sent: Cell<Option<Instant>>,
+    /// When the body began and ended.
+    pub first_rx: Cell<Option<Instant>>,
+    pub last_rx: Cell<Option<Instant>>,
+}
+
+impl UpstreamMeter {
+    /// Tells `info` what was measured.
+    pub fn tell(&self, info: &mut StreamInfo) {
+        let start = info.start_instant;
+        let offset = |at: &Cell<Option<Instant>>| at.get().map(|at| at.saturating_duration_since(start));
+        let upstream = info.upstream_mut();
+        upstream.wire_tx_bytes = self.tx_bytes.get();
+        upstream.wire_rx_bytes = self.rx_bytes.get();
+        upstream.last_tx = offset(&self.sent).or(upstream.last_tx);
+        upstream.first_rx_body = offset(&self.first_rx);
+        upstream.last_rx = offset(&self.last_rx).or(upstream.last_rx);
+    }
 }
 
 /// A response body from an upstream.
@@ -90,7 +109,7 @@ impl Wake for Wakers {
 }
 
 impl Duplex {
-    fn new(stream: UpstreamStream, pump: RequestPump) -> Self {
+    fn new(stream: UpstreamStream, pump: RequestPump, meter: Rc<UpstreamMeter>) -> Self {
         let shared = Rc::new(RefCell::new(Some(Shared { stream, pump, failed: None })));
         let wakers = Arc::new(Wakers::default());
         let waker = Waker::from(wakers.clone());
@@ -102,7 +121,7 @@ impl Duplex {
             let Some(Shared { stream, pump, failed }) = &mut *shared else { return Poll::Ready(()) };
             let mut cx = Context::from_waker(&waker_of_both);
             match pump.poll(stream, &mut cx) {
-                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Ok(())) => meter.sent.set(Some(Instant::now())),
                 Poll::Ready(Err(PumpError::Downstream(error))) => *failed = Some(error),
                 // The upstream may stop reading and still answer; its response says how it ends.
                 Poll::Ready(Err(PumpError::Upstream)) => pump.abandon(),
@@ -132,7 +151,8 @@ impl UpstreamBody {
     /// The body of `stream`, whose head was read; `pump` still sends the request.
     pub fn new(stream: UpstreamStream, pump: RequestPump, deadlines: Deadlines, idle: Option<Duration>, meter: Rc<UpstreamMeter>) -> Self {
         let written = stream.bytes_written();
-        let source = if pump.is_done() { Source::Response(Box::new(stream)) } else { Source::Both(Duplex::new(stream, pump)) };
+        let source =
+            if pump.is_done() { Source::Response(Box::new(stream)) } else { Source::Both(Duplex::new(stream, pump, meter.clone())) };
         Self { source, deadlines, idle, meter, written, ended: false }
     }
 
@@ -169,6 +189,11 @@ impl UpstreamBody {
         }
     }
 
+    fn end(&mut self) {
+        self.ended = true;
+        self.meter.last_rx.set(Some(Instant::now()));
+    }
+
     fn poll_deadlines(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
         self.note_sent();
         self.deadlines.poll(cx).map(|which| {
@@ -201,14 +226,17 @@ impl BodySource for UpstreamBody {
         match self.poll_source(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.touch();
-                if matches!(frame, Frame::Trailers(_)) {
-                    self.ended = true;
+                let first = &self.meter.first_rx;
+                match frame {
+                    Frame::Trailers(_) => self.end(),
+                    Frame::Data(_) if first.get().is_none() => first.set(Some(Instant::now())),
+                    Frame::Data(_) => {}
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => self.fail(error),
             Poll::Ready(None) => {
-                self.ended = true;
+                self.end();
                 Poll::Ready(None)
             }
             Poll::Pending => match self.poll_deadlines(cx) {
@@ -239,5 +267,8 @@ impl Drop for UpstreamBody {
         let (tx, rx) = self.with_stream(|s| (s.bytes_written(), s.bytes_read())).unwrap_or_default();
         self.meter.tx_bytes.set(tx);
         self.meter.rx_bytes.set(rx);
+        if self.meter.last_rx.get().is_none() && self.is_end() {
+            self.meter.last_rx.set(Some(Instant::now()));
+        }
     }
 }
