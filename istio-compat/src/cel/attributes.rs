@@ -150,6 +150,9 @@ fn port<'a>(address: Option<&Address>) -> Result<Value<'a>, Failed> {
 fn text(s: Option<&str>) -> Result<Value<'_>, Failed> {
     s.filter(|s| !s.is_empty()).map(Value::text).ok_or(Failed)
 }
+fn span<'a>(duration: Option<std::time::Duration>) -> Result<Value<'a>, Failed> {
+    duration.and_then(|d| i128::try_from(d.as_nanos()).ok()).map(Value::Duration).ok_or(Failed)
+}
 fn uint<'a>(n: u64) -> Result<Value<'a>, Failed> {
     Ok(Value::Int(i64::try_from(n).unwrap_or(i64::MAX)))
 }
@@ -194,10 +197,10 @@ impl<'a> Attributes<'a> {
             Attribute::Referer => self.header("referer"),
             Attribute::UserAgent => self.header("user-agent"),
             Attribute::Id => self.header("x-request-id"),
-            Attribute::Time => Ok(Value::Time(info.start)),
+            Attribute::Time => Ok(Value::Time(super::time::since_epoch(info.start))),
             Attribute::Protocol => text(info.protocol.map(|p| p.as_str())),
             Attribute::Query => Ok(Value::text(self.request.and_then(RequestHead::query).unwrap_or_default())),
-            Attribute::RequestDuration => info.duration.map(Value::Duration).ok_or(Failed),
+            Attribute::RequestDuration => span(info.duration),
             Attribute::RequestSize => match self.header("content-length") {
                 Ok(Value::Str(length)) if length.parse::<i64>().is_ok() => length.parse().map(Value::Int).map_err(|_| Failed),
                 _ => uint(info.request_meter.bytes.get()),
@@ -217,7 +220,7 @@ impl<'a> Attributes<'a> {
             Attribute::ResponseTotalSize => uint(info.bytes_sent + info.response_header_bytes),
             Attribute::BackendLatency => {
                 let times = upstream.and_then(|u| Some((u.first_tx?, u.last_rx?)));
-                times.and_then(|(sent, received)| received.checked_sub(sent)).map(Value::Duration).ok_or(Failed)
+                span(times.and_then(|(sent, received)| received.checked_sub(sent)))
             }
             Attribute::ConnectionId => Ok(Value::Uint(info.connection.id)),
             Attribute::Mtls => Ok(Value::Bool(info.connection.tls.as_ref().is_some_and(|t| !t.peer_chain.is_empty()))),
@@ -251,7 +254,7 @@ impl<'a> Attributes<'a> {
             Attribute::UpstreamLocalAddress => address(upstream.and_then(|u| u.local.as_ref())),
             Attribute::UpstreamTransportFailure => text(upstream.and_then(|u| u.failure.as_deref())),
             Attribute::AttemptCount => Ok(Value::Uint(u64::from(info.attempts))),
-            Attribute::PoolReady => upstream.and_then(|u| u.connect_time).map(Value::Duration).ok_or(Failed),
+            Attribute::PoolReady => span(upstream.and_then(|u| u.connect_time)),
             Attribute::ClusterName => text(upstream.and_then(|u| u.cluster.as_ref()).map(|c| &**c.name())),
             Attribute::ClusterMetadata => {
                 let metadata = upstream.and_then(|u| u.cluster.as_ref()).and_then(|c| c.metadata());

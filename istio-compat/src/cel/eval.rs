@@ -1,13 +1,57 @@
 //! Evaluation of CEL. Workers only; errors are values of the language: `&&` and `||` absorb them as the specification says.
+//! Every step is paid for from a budget, as macros may nest: an expression that uses it up fails.
 
 use super::attributes::Attributes;
-use super::parser::{Binary, Expr, Function};
-use super::value::{Failed, Value};
+use super::functions::call;
+use super::macros::Macro;
+use super::parser::{Binary, Expr};
+use super::time::{valid_span, valid_time};
+use super::value::{Failed, Map, Value};
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::cmp::Ordering;
-use std::time::Duration;
+use std::rc::Rc;
 
-pub fn eval<'a>(expr: &'a Expr, cx: &Attributes<'a>) -> Result<Value<'a>, Failed> {
+/// Steps that one run may take: a few milliseconds.
+pub const BUDGET: u32 = 100_000;
+
+/// What an evaluation reads: the stream, variables of macros around it, and how many steps are left.
+#[derive(Clone, Copy)]
+pub struct Cx<'r, 'a> {
+    pub attributes: &'r Attributes<'a>,
+    pub left: &'r Cell<u32>,
+    pub scope: Option<&'r Scope<'r, 'a>>,
+}
+
+/// The variable of a macro.
+pub struct Scope<'r, 'a> {
+    value: Value<'a>,
+    outer: Option<&'r Scope<'r, 'a>>,
+}
+
+impl<'a> Cx<'_, 'a> {
+    /// Pays for steps; a failure if there are not so many left.
+    pub fn charge(&self, steps: u32) -> Result<(), Failed> {
+        let left = self.left.get().checked_sub(steps);
+        self.left.set(left.unwrap_or(0));
+        left.map(|_| ()).ok_or(Failed)
+    }
+    /// Pays for work on so many bytes.
+    pub fn pay(&self, bytes: usize) -> Result<(), Failed> {
+        self.charge(u32::try_from(bytes / 64).unwrap_or(u32::MAX))
+    }
+    /// The variable of the macro that is `depth` macros further out.
+    fn variable(&self, depth: usize) -> Result<&Value<'a>, Failed> {
+        let mut scope = self.scope.ok_or(Failed)?;
+        for _ in 0..depth {
+            scope = scope.outer.ok_or(Failed)?;
+        }
+        Ok(&scope.value)
+    }
+}
+
+pub fn eval<'a>(expr: &'a Expr, cx: Cx<'_, 'a>) -> Result<Value<'a>, Failed> {
+    cx.charge(1)?;
     Ok(match expr {
         Expr::Null => Value::Null,
         Expr::Bool(v) => Value::Bool(*v),
@@ -16,17 +60,27 @@ pub fn eval<'a>(expr: &'a Expr, cx: &Attributes<'a>) -> Result<Value<'a>, Failed
         Expr::Double(v) => Value::Double(*v),
         Expr::Str(v) => Value::text(v),
         Expr::Bytes(v) => Value::Bytes(Cow::Borrowed(v)),
-        Expr::Attribute(attribute) => return cx.get(*attribute),
-        Expr::Root(root) => return cx.root(*root),
+        Expr::Span(nanos) => Value::Duration(*nanos),
+        Expr::Time(nanos) => Value::Time(*nanos),
+        Expr::Attribute(attribute) => return cx.attributes.get(*attribute),
+        Expr::Root(root) => return cx.attributes.root(*root),
         Expr::Unknown => return Err(Failed),
+        Expr::Type(name) => Value::Type(name),
+        Expr::Variable(depth) => {
+            let value = cx.variable(*depth)?;
+            cx.pay(value.length())?;
+            value.clone()
+        }
+        Expr::Map(entries) => return map(entries, cx),
+        Expr::Macro(call) => return fold(call, cx),
         Expr::Select(of, name) => return select(eval(of, cx)?, name, cx),
         Expr::Has(of, name) if name.is_empty() => Value::Bool(eval(of, cx).is_ok()),
         Expr::Has(of, name) => match eval(of, cx)? {
-            Value::Map(map) => Value::Bool(map.get(name, cx).is_ok()),
+            Value::Map(map) => Value::Bool(map.get(name, cx.attributes).is_ok()),
             _ => return Err(Failed),
         },
         Expr::Index(of, index) => match (eval(of, cx)?, eval(index, cx)?) {
-            (map @ Value::Map(_), Value::Str(name)) => return select(map, &name, cx),
+            (Value::Map(map), key) => return map.find(&key, cx.attributes),
             (Value::List(list), Value::Int(index)) => {
                 let index = usize::try_from(index).map_err(|_| Failed)?;
                 return list.into_iter().nth(index).ok_or(Failed);
@@ -37,6 +91,7 @@ pub fn eval<'a>(expr: &'a Expr, cx: &Attributes<'a>) -> Result<Value<'a>, Failed
         Expr::Negate(inner) => match eval(inner, cx)? {
             Value::Int(v) => Value::Int(v.checked_neg().ok_or(Failed)?),
             Value::Double(v) => Value::Double(-v),
+            Value::Duration(v) => Value::Duration(-v),
             _ => return Err(Failed),
         },
         Expr::Binary(Binary::And, left, right) => Value::Bool(logic(left, right, false, cx)?),
@@ -45,7 +100,10 @@ pub fn eval<'a>(expr: &'a Expr, cx: &Attributes<'a>) -> Result<Value<'a>, Failed
         Expr::Conditional(condition, yes, no) => return if truth(eval(condition, cx)?)? { eval(yes, cx) } else { eval(no, cx) },
         Expr::List(items) => Value::List(items.iter().map(|i| eval(i, cx)).collect::<Result<_, _>>()?),
         Expr::Matches(of, regex) => match eval(of, cx)? {
-            Value::Str(s) => Value::Bool(regex.is_match(&s)),
+            Value::Str(s) => {
+                cx.pay(s.len())?;
+                Value::Bool(regex.is_match(&s))
+            }
             _ => return Err(Failed),
         },
         Expr::Call(function, arguments) => return call(*function, arguments, cx),
@@ -60,7 +118,7 @@ fn truth(value: Value<'_>) -> Result<bool, Failed> {
 }
 
 /// `decisive` alone decides, on either side and whatever the other side does.
-fn logic<'a>(left: &'a Expr, right: &'a Expr, decisive: bool, cx: &Attributes<'a>) -> Result<bool, Failed> {
+fn logic<'a>(left: &'a Expr, right: &'a Expr, decisive: bool, cx: Cx<'_, 'a>) -> Result<bool, Failed> {
     let left = eval(left, cx).and_then(truth);
     if matches!(left, Ok(v) if v == decisive) {
         return Ok(decisive);
@@ -71,14 +129,15 @@ fn logic<'a>(left: &'a Expr, right: &'a Expr, decisive: bool, cx: &Attributes<'a
     }
 }
 
-fn select<'a>(value: Value<'a>, name: &str, cx: &Attributes<'a>) -> Result<Value<'a>, Failed> {
+fn select<'a>(value: Value<'a>, name: &str, cx: Cx<'_, 'a>) -> Result<Value<'a>, Failed> {
     match value {
-        Value::Map(map) => map.get(name, cx),
+        Value::Map(map) => map.get(name, cx.attributes),
         _ => Err(Failed),
     }
 }
 
-fn binary<'a>(operator: Binary, left: Value<'a>, right: Value<'a>, cx: &Attributes<'a>) -> Result<Value<'a>, Failed> {
+fn binary<'a>(operator: Binary, left: Value<'a>, right: Value<'a>, cx: Cx<'_, 'a>) -> Result<Value<'a>, Failed> {
+    cx.pay(left.length().saturating_add(right.length()))?;
     let compare = |accept: fn(Ordering) -> bool| left.order(&right).map(|o| Value::Bool(accept(o))).ok_or(Failed);
     match operator {
         Binary::Eq => Ok(Value::Bool(left.equals(&right))),
@@ -89,7 +148,7 @@ fn binary<'a>(operator: Binary, left: Value<'a>, right: Value<'a>, cx: &Attribut
         Binary::Ge => compare(Ordering::is_ge),
         Binary::In => match (left, right) {
             (left, Value::List(list)) => Ok(Value::Bool(list.iter().any(|v| v.equals(&left)))),
-            (Value::Str(key), Value::Map(map)) => Ok(Value::Bool(map.get(&key, cx).is_ok())),
+            (key, Value::Map(map)) => Ok(Value::Bool(map.find(&key, cx.attributes).is_ok())),
             _ => Err(Failed),
         },
         Binary::And | Binary::Or => Err(Failed),
@@ -105,11 +164,13 @@ fn arithmetic<'a>(operator: Binary, left: Value<'a>, right: Value<'a>) -> Option
             a.extend(b);
             Value::List(a)
         }
-        (Binary::Add, Value::Duration(a), Value::Duration(b)) => Value::Duration(a.checked_add(b)?),
-        (Binary::Sub, Value::Duration(a), Value::Duration(b)) => Value::Duration(a.checked_sub(b)?),
-        (Binary::Add, Value::Time(a), Value::Duration(b)) => Value::Time(a.checked_add(b)?),
-        (Binary::Sub, Value::Time(a), Value::Duration(b)) => Value::Time(a.checked_sub(b)?),
-        (Binary::Sub, Value::Time(a), Value::Time(b)) => Value::Duration(a.duration_since(b).ok()?),
+        (Binary::Add, Value::Duration(a), Value::Duration(b)) => Value::Duration(valid_span(a.checked_add(b)?)?),
+        (Binary::Sub, Value::Duration(a), Value::Duration(b)) => Value::Duration(valid_span(a.checked_sub(b)?)?),
+        (Binary::Add, Value::Time(a), Value::Duration(b)) | (Binary::Add, Value::Duration(b), Value::Time(a)) => {
+            Value::Time(valid_time(a.checked_add(b)?)?)
+        }
+        (Binary::Sub, Value::Time(a), Value::Duration(b)) => Value::Time(valid_time(a.checked_sub(b)?)?),
+        (Binary::Sub, Value::Time(a), Value::Time(b)) => Value::Duration(valid_span(a.checked_sub(b)?)?),
         (Binary::Add, Value::Int(a), Value::Int(b)) => Value::Int(a.checked_add(b)?),
         (Binary::Sub, Value::Int(a), Value::Int(b)) => Value::Int(a.checked_sub(b)?),
         (Binary::Mul, Value::Int(a), Value::Int(b)) => Value::Int(a.checked_mul(b)?),
@@ -128,73 +189,81 @@ fn arithmetic<'a>(operator: Binary, left: Value<'a>, right: Value<'a>) -> Option
     })
 }
 
-fn call<'a>(function: Function, arguments: &'a [Expr], cx: &Attributes<'a>) -> Result<Value<'a>, Failed> {
-    let mut values = arguments.iter().map(|a| eval(a, cx));
-    let first = values.next().ok_or(Failed)??;
-    let second = values.next().transpose()?;
-    let result = match (function, first, second) {
-        (Function::Size, Value::Str(s), None) => i64::try_from(s.chars().count()).ok().map(Value::Int),
-        (Function::Size, Value::Bytes(b), None) => i64::try_from(b.len()).ok().map(Value::Int),
-        (Function::Size, Value::List(l), None) => i64::try_from(l.len()).ok().map(Value::Int),
-        (Function::Size, Value::Map(m), None) => m.size().and_then(|n| i64::try_from(n).ok()).map(Value::Int),
-        (Function::Contains, Value::Str(a), Some(Value::Str(b))) => Some(Value::Bool(a.contains(&*b))),
-        (Function::StartsWith, Value::Str(a), Some(Value::Str(b))) => Some(Value::Bool(a.starts_with(&*b))),
-        (Function::EndsWith, Value::Str(a), Some(Value::Str(b))) => Some(Value::Bool(a.ends_with(&*b))),
-        (Function::String, v @ (Value::List(_) | Value::Map(_) | Value::Null), None) => {
-            drop(v);
-            None
+/// A map literal; a key that is there twice, or that no map can have, is a failure.
+fn map<'a>(entries: &'a [(Expr, Expr)], cx: Cx<'_, 'a>) -> Result<Value<'a>, Failed> {
+    let mut out: Vec<(Value<'a>, Value<'a>)> = Vec::with_capacity(entries.len());
+    for (key, value) in entries {
+        let key = eval(key, cx)?;
+        let allowed = matches!(key, Value::Str(_) | Value::Int(_) | Value::Uint(_) | Value::Bool(_));
+        if !allowed || out.iter().any(|(k, _)| k.equals(&key)) {
+            return Err(Failed);
         }
-        (Function::String, v @ Value::Str(_), None) => Some(v),
-        (Function::String, Value::Bytes(b), None) => String::from_utf8(b.into_owned()).ok().map(|s| Value::Str(Cow::Owned(s))),
-        (Function::String, v, None) => {
-            let mut out = String::new();
-            v.print(&mut out);
-            Some(Value::Str(Cow::Owned(out)))
-        }
-        (Function::Bytes, Value::Str(s), None) => Some(Value::Bytes(Cow::Owned(s.into_owned().into_bytes()))),
-        (Function::Bytes, v @ Value::Bytes(_), None) => Some(v),
-        (Function::Int, v @ Value::Int(_), None)
-        | (Function::Uint, v @ Value::Uint(_), None)
-        | (Function::Double, v @ Value::Double(_), None) => Some(v),
-        (Function::Int, Value::Uint(v), None) => i64::try_from(v).ok().map(Value::Int),
-        (Function::Int, Value::Double(v), None) if v.is_finite() && v.abs() < 9.2e18 => Some(Value::Int(v as i64)),
-        (Function::Int, Value::Str(s), None) => s.parse().ok().map(Value::Int),
-        (Function::Uint, Value::Int(v), None) => u64::try_from(v).ok().map(Value::Uint),
-        (Function::Uint, Value::Double(v), None) if (0.0..1.8e19).contains(&v) => Some(Value::Uint(v as u64)),
-        (Function::Uint, Value::Str(s), None) => s.parse().ok().map(Value::Uint),
-        (Function::Double, Value::Int(v), None) => Some(Value::Double(v as f64)),
-        (Function::Double, Value::Uint(v), None) => Some(Value::Double(v as f64)),
-        (Function::Double, Value::Str(s), None) => s.parse().ok().map(Value::Double),
-        (Function::Duration, v @ Value::Duration(_), None) => Some(v),
-        (Function::Duration, Value::Str(s), None) => duration(&s).map(Value::Duration),
-        _ => None,
-    };
-    result.ok_or(Failed)
+        out.push((key, eval(value, cx)?));
+    }
+    Ok(Value::Map(Map::Literal(Rc::new(out))))
 }
 
-/// `1h30m`, `1.5s`, `10ms`.
-fn duration(text: &str) -> Option<Duration> {
-    let mut total = Duration::ZERO;
-    let mut rest = text;
-    if rest.is_empty() {
-        return None;
+/// Runs a macro over the elements of a list or the keys of a map.
+fn fold<'a>(call: &'a Macro, cx: Cx<'_, 'a>) -> Result<Value<'a>, Failed> {
+    let items = match eval(call.range(), cx)? {
+        Value::List(list) => list,
+        Value::Map(map) => map.entries().ok_or(Failed)?.into_iter().map(|(key, _)| key).collect(),
+        _ => return Err(Failed),
+    };
+    let test = |expr: &'a Expr, item: &Value<'a>| each(expr, item, cx).and_then(truth);
+    let quantify = |test_of: &'a Expr, decisive: bool| {
+        // As for && and ||: what decides, decides, though another element failed.
+        let mut failed = false;
+        for item in &items {
+            match test(test_of, item) {
+                Ok(v) if v == decisive => return Ok(Value::Bool(decisive)),
+                Ok(_) => {}
+                Err(Failed) => failed = true,
+            }
+            if cx.left.get() == 0 {
+                return Err(Failed);
+            }
+        }
+        if failed { Err(Failed) } else { Ok(Value::Bool(!decisive)) }
+    };
+    match call {
+        Macro::All(_, expr) => quantify(expr, false),
+        Macro::Exists(_, expr) => quantify(expr, true),
+        Macro::ExistsOne(_, expr) => {
+            let mut found = 0;
+            for item in &items {
+                found += usize::from(test(expr, item)?);
+            }
+            Ok(Value::Bool(found == 1))
+        }
+        Macro::Map(_, filter, expr) => {
+            let mut out = Vec::new();
+            for item in &items {
+                if let Some(filter) = filter
+                    && !test(filter, item)?
+                {
+                    continue;
+                }
+                out.push(each(expr, item, cx)?);
+            }
+            Ok(Value::List(out))
+        }
+        Macro::Filter(_, expr) => {
+            let mut out = Vec::new();
+            for item in &items {
+                if test(expr, item)? {
+                    cx.pay(item.length())?;
+                    out.push(item.clone());
+                }
+            }
+            Ok(Value::List(out))
+        }
     }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, tail) = rest.split_at(digits);
-        let unit = tail.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(tail.len());
-        let (unit, tail) = tail.split_at(unit);
-        let seconds = match unit {
-            "h" => 3600.0,
-            "m" => 60.0,
-            "s" => 1.0,
-            "ms" => 1e-3,
-            "us" => 1e-6,
-            "ns" => 1e-9,
-            _ => return None,
-        };
-        total = total.checked_add(Duration::try_from_secs_f64(number.parse::<f64>().ok()? * seconds).ok()?)?;
-        rest = tail;
-    }
-    Some(total)
+}
+
+/// `expr` for one element.
+fn each<'a>(expr: &'a Expr, item: &Value<'a>, cx: Cx<'_, 'a>) -> Result<Value<'a>, Failed> {
+    cx.pay(item.length())?;
+    let scope = Scope { value: item.clone(), outer: cx.scope };
+    eval(expr, Cx { scope: Some(&scope), ..cx })
 }

@@ -6,6 +6,8 @@ use super::ParseError;
 pub enum Token {
     Ident(String),
     Int(i64),
+    /// The magnitude of the least integer, which has no positive counterpart.
+    LeastInt,
     Uint(u64),
     Double(f64),
     Str(String),
@@ -90,7 +92,7 @@ fn number(rest: &str, at: usize) -> Result<(Token, usize), ParseError> {
     }
     match bytes.get(length) {
         Some(b'u' | b'U') => Ok((Token::Uint(text.parse().map_err(|_| bad(text))?), length + 1)),
-        // The magnitude of the least integer has no positive counterpart; negating literals is rare enough to leave it out.
+        _ if text == "9223372036854775808" => Ok((Token::LeastInt, length)),
         _ => Ok((Token::Int(text.parse().map_err(|_| bad(text))?), length)),
     }
 }

@@ -1,7 +1,9 @@
 //! Parser of CEL into a tree whose attributes are resolved. Control thread only.
 
 use super::attributes::{self, Attribute, Root};
+use super::functions::{self, Function};
 use super::lexer::{Token, tokens};
+use super::macros::{Macro, is_macro};
 use regex::Regex;
 use std::fmt;
 
@@ -19,7 +21,7 @@ impl ParseError {
     pub(super) fn new(at: usize, what: String) -> Self {
         Self { at, what, unsupported: false }
     }
-    fn unsupported(at: usize, what: String) -> Self {
+    pub(super) fn unsupported(at: usize, what: String) -> Self {
         Self { at, what, unsupported: true }
     }
 }
@@ -47,21 +49,6 @@ pub enum Binary {
     Rem,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Function {
-    Size,
-    String,
-    Int,
-    Uint,
-    Double,
-    Bytes,
-    Duration,
-    Contains,
-    StartsWith,
-    EndsWith,
-    Matches,
-}
-
 #[derive(Debug)]
 pub enum Expr {
     Null,
@@ -71,11 +58,18 @@ pub enum Expr {
     Double(f64),
     Str(String),
     Bytes(Vec<u8>),
+    /// Nanoseconds, and nanoseconds since 1970: only a control plane writes these as literals.
+    Span(i128),
+    Time(i128),
     Attribute(Attribute),
     /// A group of attributes as a map, for computed names.
     Root(Root),
     /// An identifier that nothing defines.
     Unknown,
+    /// A type, by its name.
+    Type(&'static str),
+    /// The variable of the macro that is so many macros further out.
+    Variable(usize),
     Select(Box<Expr>, String),
     Has(Box<Expr>, String),
     Index(Box<Expr>, Box<Expr>),
@@ -84,6 +78,8 @@ pub enum Expr {
     Binary(Binary, Box<Expr>, Box<Expr>),
     Conditional(Box<Expr>, Box<Expr>, Box<Expr>),
     List(Vec<Expr>),
+    Map(Vec<(Expr, Expr)>),
+    Macro(Box<Macro>),
     Call(Function, Vec<Expr>),
     /// `matches` with a constant pattern.
     Matches(Box<Expr>, Regex),
@@ -93,7 +89,7 @@ pub enum Expr {
 pub(super) const MAX_DEPTH: usize = 64;
 
 pub fn parse(source: &str, unknown: &mut Vec<String>) -> Result<Expr, ParseError> {
-    let mut parser = Parser { tokens: tokens(source)?, next: 0, end: source.len(), depth: 0, unknown };
+    let mut parser = Parser { tokens: tokens(source)?, next: 0, end: source.len(), depth: 0, scope: Vec::new(), unknown };
     let expr = parser.expression()?;
     match parser.peek() {
         None => Ok(expr),
@@ -106,6 +102,8 @@ struct Parser<'a> {
     next: usize,
     end: usize,
     depth: usize,
+    /// Variables of macros, the innermost last.
+    scope: Vec<String>,
     unknown: &'a mut Vec<String>,
 }
 
@@ -192,6 +190,10 @@ impl Parser<'_> {
     fn unary(&mut self) -> Result<Expr, ParseError> {
         if self.take("!") || self.take("-") {
             let not = matches!(self.tokens.get(self.next - 1), Some((_, Token::Op("!"))));
+            if !not && self.peek() == Some(&Token::LeastInt) {
+                self.next += 1;
+                return Ok(Expr::Int(i64::MIN));
+            }
             self.depth += 1;
             if self.depth > MAX_DEPTH {
                 return Err(ParseError::unsupported(self.position(), format!("nesting deeper than {MAX_DEPTH}")));
@@ -214,9 +216,7 @@ impl Parser<'_> {
                 let at = self.position();
                 let name = self.ident()?;
                 if self.take("(") {
-                    let mut arguments = vec![expr];
-                    arguments.extend(self.arguments(")")?);
-                    expr = call(at, &name, arguments, true)?;
+                    expr = self.method(at, expr, &name)?;
                 } else {
                     expr = select(expr, name, self.unknown);
                 }
@@ -231,6 +231,36 @@ impl Parser<'_> {
                 return Ok(expr);
             }
         }
+    }
+    /// `of.name(..`
+    fn method(&mut self, at: usize, of: Expr, name: &str) -> Result<Expr, ParseError> {
+        let variable = match (self.peek(), self.tokens.get(self.next + 1)) {
+            (Some(Token::Ident(variable)), Some((_, Token::Op(",")))) if is_macro(name) => variable.clone(),
+            _ => {
+                let mut arguments = vec![of];
+                arguments.extend(self.arguments(")")?);
+                return functions::compile(at, name, arguments, true);
+            }
+        };
+        self.next += 2;
+        self.scope.push(variable);
+        let arguments = self.arguments(")");
+        self.scope.pop();
+        let wrong = || ParseError::new(at, format!("{name}() takes a variable and an expression"));
+        Macro::compile(name, of, arguments?).map(|m| Expr::Macro(Box::new(m))).ok_or_else(wrong)
+    }
+    fn entries(&mut self) -> Result<Expr, ParseError> {
+        let mut out = Vec::new();
+        while !self.take("}") {
+            let key = self.expression()?;
+            self.expect(":")?;
+            out.push((key, self.expression()?));
+            if !self.take(",") {
+                self.expect("}")?;
+                break;
+            }
+        }
+        Ok(Expr::Map(out))
     }
     fn arguments(&mut self, close: &str) -> Result<Vec<Expr>, ParseError> {
         let mut out = Vec::new();
@@ -254,7 +284,7 @@ impl Parser<'_> {
             return Ok(Expr::List(self.arguments("]")?));
         }
         if self.take("{") {
-            return Err(ParseError::unsupported(at, "a map literal".to_string()));
+            return self.entries();
         }
         let token = self.peek().cloned();
         let expr = match token {
@@ -265,20 +295,25 @@ impl Parser<'_> {
             Some(Token::Bytes(v)) => Expr::Bytes(v),
             Some(Token::Ident(name)) => {
                 self.next += 1;
-                return self.named(at, name);
+                return self.named(at, name, false);
             }
-            Some(Token::Op(".")) => return Err(ParseError::unsupported(at, "an absolute name".to_string())),
+            // An absolute name: there are no others, but for variables of macros.
+            Some(Token::Op(".")) => {
+                self.next += 1;
+                let name = self.ident()?;
+                return self.named(at, name, true);
+            }
             Some(token) => return Err(self.error(format!("unexpected {token:?}"))),
             None => return Err(self.error("unexpected end".to_string())),
         };
         self.next += 1;
         Ok(expr)
     }
-    fn named(&mut self, at: usize, name: String) -> Result<Expr, ParseError> {
+    fn named(&mut self, at: usize, name: String, absolute: bool) -> Result<Expr, ParseError> {
         if self.take("(") {
             let mut arguments = self.arguments(")")?;
             if name != "has" {
-                return call(at, &name, arguments, false);
+                return functions::compile(at, &name, arguments, false);
             }
             return match (arguments.pop().and_then(has), arguments.is_empty()) {
                 (Some(has), true) => Ok(has),
@@ -289,13 +324,20 @@ impl Parser<'_> {
             "true" => Expr::Bool(true),
             "false" => Expr::Bool(false),
             "null" => Expr::Null,
-            _ => variable(name, self.unknown),
+            _ => variable(name, if absolute { &[] } else { &self.scope }, self.unknown),
         })
     }
 }
 
-/// The variable `name`.
-pub(super) fn variable(name: String, unknown: &mut Vec<String>) -> Expr {
+/// The variable `name`: of the macros in `scope`, the innermost last, else of the stream, else a type.
+pub(super) fn variable(name: String, scope: &[String], unknown: &mut Vec<String>) -> Expr {
+    const TYPES: [&str; 10] = ["bool", "bytes", "double", "int", "list", "map", "null_type", "string", "type", "uint"];
+    if let Some(depth) = scope.iter().rev().position(|s| *s == name) {
+        return Expr::Variable(depth);
+    }
+    if let Some(name) = TYPES.iter().find(|t| **t == name) {
+        return Expr::Type(name);
+    }
     match attributes::root(&name) {
         Some(root) => Expr::Root(root),
         None => {
@@ -326,33 +368,4 @@ pub(super) fn has(selection: Expr) -> Option<Expr> {
         Expr::Unknown => Some(Expr::Unknown),
         _ => None,
     }
-}
-
-pub(super) fn call(at: usize, name: &str, mut arguments: Vec<Expr>, method: bool) -> Result<Expr, ParseError> {
-    let (function, count) = match name {
-        "size" => (Function::Size, 1),
-        "string" if !method => (Function::String, 1),
-        "int" if !method => (Function::Int, 1),
-        "uint" if !method => (Function::Uint, 1),
-        "double" if !method => (Function::Double, 1),
-        "bytes" if !method => (Function::Bytes, 1),
-        "duration" if !method => (Function::Duration, 1),
-        "contains" if method => (Function::Contains, 2),
-        "startsWith" if method => (Function::StartsWith, 2),
-        "endsWith" if method => (Function::EndsWith, 2),
-        "matches" => (Function::Matches, 2),
-        _ => return Err(ParseError::unsupported(at, format!("function {name}()"))),
-    };
-    if arguments.len() != count {
-        return Err(ParseError::new(at, format!("{name}() takes {} argument(s)", count - usize::from(method))));
-    }
-    if function == Function::Matches {
-        let Some(Expr::Str(pattern)) = arguments.pop() else {
-            return Err(ParseError::unsupported(at, "matches() with a pattern that is not a constant".to_string()));
-        };
-        let regex = Regex::new(&pattern).map_err(|e| ParseError::new(at, format!("the pattern {pattern:?} ({e})")))?;
-        let of = arguments.pop().unwrap_or(Expr::Null);
-        return Ok(Expr::Matches(Box::new(of), regex));
-    }
-    Ok(Expr::Call(function, arguments))
 }

@@ -10,10 +10,11 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use super::attributes::{Attributes, Root};
+use super::time;
 
 /// A value.
 #[derive(Clone, Debug)]
@@ -25,10 +26,14 @@ pub enum Value<'a> {
     Double(f64),
     Str(Cow<'a, str>),
     Bytes(Cow<'a, [u8]>),
-    Duration(Duration),
-    Time(SystemTime),
+    /// Nanoseconds.
+    Duration(i128),
+    /// Nanoseconds since 1970.
+    Time(i128),
     List(Vec<Value<'a>>),
     Map(Map<'a>),
+    /// The type of a value, by its name.
+    Type(&'static str),
 }
 
 /// A map that is read in place.
@@ -50,6 +55,8 @@ pub enum Map<'a> {
     Peer(Arc<Peer>),
     PeerLabels(Arc<Peer>),
     Object(Object),
+    /// A map literal: no key is there twice.
+    Literal(Rc<Vec<(Value<'a>, Value<'a>)>>),
 }
 
 /// Any other object of filter state.
@@ -96,6 +103,8 @@ impl<'a> Value<'a> {
             (Self::Str(a), Self::Str(b)) => a == b,
             (Self::Bytes(a), Self::Bytes(b)) => a == b,
             (Self::List(a), Self::List(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.equals(b)),
+            (Self::Type(a), Self::Type(b)) => a == b,
+            (Self::Map(a), Self::Map(b)) => a.equals(b),
             _ => self.order(other) == Some(Ordering::Equal),
         }
     }
@@ -127,20 +136,47 @@ impl<'a> Value<'a> {
             _ => None,
         }
     }
+    /// The name of its type.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            Self::Null => "null_type",
+            Self::Bool(_) => "bool",
+            Self::Int(_) => "int",
+            Self::Uint(_) => "uint",
+            Self::Double(_) => "double",
+            Self::Str(_) => "string",
+            Self::Bytes(_) => "bytes",
+            Self::Duration(_) => "google.protobuf.Duration",
+            Self::Time(_) => "google.protobuf.Timestamp",
+            Self::List(_) => "list",
+            Self::Map(_) => "map",
+            Self::Type(_) => "type",
+        }
+    }
+    /// What a copy of it costs: bytes of a text, or elements of a list.
+    pub fn length(&self) -> usize {
+        match self {
+            Self::Str(s) => s.len(),
+            Self::Bytes(b) => b.len(),
+            Self::List(list) => list.len().saturating_mul(size_of::<Value<'_>>()),
+            _ => 0,
+        }
+    }
     /// The text that Envoy's `Expr::print` gives.
     pub fn print(&self, out: &mut String) {
         let _ = match self {
-            Self::Null => out.write_str("null_type value"),
+            Self::Null => out.write_str("NULL"),
             Self::Bool(v) => write!(out, "{v}"),
             Self::Int(v) => write!(out, "{v}"),
             Self::Uint(v) => write!(out, "{v}"),
             Self::Double(v) => out.write_str(&general(*v)),
             Self::Str(v) => out.write_str(v),
             Self::Bytes(v) => out.write_str(&String::from_utf8_lossy(v)),
-            Self::Duration(v) => out.write_str(&duration(*v)),
-            Self::Time(v) => out.write_str(&time(*v)),
-            Self::List(_) => out.write_str("list value"),
-            Self::Map(_) => out.write_str("map value"),
+            Self::Duration(v) => out.write_str(&time::print_span(*v)),
+            Self::Time(v) => out.write_str(&time::print_time(*v)),
+            Self::List(_) => out.write_str("CelList value"),
+            Self::Map(_) => out.write_str("CelMap value"),
+            Self::Type(_) => out.write_str("CelType value"),
         };
     }
 }
@@ -185,7 +221,44 @@ impl<'a> Map<'a> {
                 None => Err(Failed),
             },
             Self::PeerLabels(peer) => peer.label(key).map(|v| Value::Str(Cow::Owned(v.to_string()))).ok_or(Failed),
+            Self::Literal(_) => self.find(&Value::Str(Cow::Owned(key.to_string())), attributes),
             Self::Object(object) => object.0.field(key).map(|v| Value::Str(Cow::Owned(v))).ok_or(Failed),
+        }
+    }
+    /// The value of `key`, of whatever type; a failure if there is none.
+    pub fn find(&self, key: &Value<'a>, attributes: &Attributes<'a>) -> Result<Value<'a>, Failed> {
+        match (self, key) {
+            (Self::Literal(entries), key) => entries.iter().find(|(k, _)| k.equals(key)).map(|(_, v)| v.clone()).ok_or(Failed),
+            (_, Value::Str(key)) => self.get(key, attributes),
+            _ => Err(Failed),
+        }
+    }
+    /// Its entries, where they can be told.
+    pub fn entries(&self) -> Option<Vec<(Value<'a>, Value<'a>)>> {
+        Some(match self {
+            Self::Literal(entries) => entries.to_vec(),
+            Self::Struct(fields) => fields.fields.iter().map(|(k, v)| (Value::text(k), Value::json(v))).collect(),
+            Self::FilterMetadata(all) => all.iter().map(|(k, v)| (Value::text(k), Value::Map(Map::Struct(v)))).collect(),
+            Self::PeerLabels(peer) => {
+                let text = |s: &str| Value::Str(Cow::Owned(s.to_string()));
+                peer.labels.iter().map(|(k, v)| (text(k), text(v))).collect()
+            }
+            _ => return None,
+        })
+    }
+    /// Equality of what is in them.
+    fn equals(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Request(a), Self::Request(b)) => std::ptr::eq(*a, *b),
+            (Self::Response(a), Self::Response(b)) => std::ptr::eq(*a, *b),
+            (Self::Trailers(a), Self::Trailers(b)) => std::ptr::eq(*a, *b),
+            (Self::Struct(a), Self::Struct(b)) => a == b,
+            _ => match (self.entries(), other.entries()) {
+                (Some(a), Some(b)) => {
+                    a.len() == b.len() && a.iter().all(|(key, value)| b.iter().any(|(k, v)| k.equals(key) && v.equals(value)))
+                }
+                _ => false,
+            },
         }
     }
     /// Number of entries, where it can be told.
@@ -194,6 +267,7 @@ impl<'a> Map<'a> {
             Self::Request(head) => Some(head.headers.len()),
             Self::Response(head) => Some(head.headers.len()),
             Self::Trailers(headers) => Some(headers.len()),
+            Self::Literal(entries) => Some(entries.len()),
             Self::Struct(fields) => Some(fields.fields.len()),
             Self::FilterMetadata(all) => Some(all.len()),
             Self::PeerLabels(peer) => Some(peer.labels.len()),
@@ -236,56 +310,6 @@ fn general(value: f64) -> String {
     }
 }
 
-/// As absl's `FormatDuration`: `1h2m3.5s`, `10ms`, `0`.
-fn duration(value: Duration) -> String {
-    let nanos = value.as_nanos();
-    let part = |unit: u128, name: &str| {
-        let text = format!("{}.{:09}", nanos / unit, (nanos % unit) * 1_000_000_000 / unit);
-        format!("{}{name}", text.trim_end_matches('0').trim_end_matches('.'))
-    };
-    match nanos {
-        0 => "0".to_string(),
-        1..1_000 => part(1, "ns"),
-        1_000..1_000_000 => part(1_000, "us"),
-        1_000_000..1_000_000_000 => part(1_000_000, "ms"),
-        _ => {
-            let seconds = value.as_secs();
-            let mut out = String::new();
-            if seconds >= 3600 {
-                let _ = write!(out, "{}h", seconds / 3600);
-            }
-            if seconds % 3600 >= 60 {
-                let _ = write!(out, "{}m", seconds % 3600 / 60);
-            }
-            let rest = Duration::new(seconds % 60, value.subsec_nanos());
-            if !rest.is_zero() {
-                let text = format!("{}.{:09}", rest.as_secs(), rest.subsec_nanos());
-                let _ = write!(out, "{}s", text.trim_end_matches('0').trim_end_matches('.'));
-            }
-            out
-        }
-    }
-}
-
-/// RFC 3339 in UTC with as many fractional digits as there are.
-fn time(value: SystemTime) -> String {
-    let since = value.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let (days, seconds) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
-    // Days to civil date, counted in eras of 400 years that begin in March.
-    let z = days + 719_468;
-    let era = z / 146_097;
-    let day_of_era = z % 146_097;
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let fraction = format!(".{:09}", since.subsec_nanos());
-    let fraction = fraction.trim_end_matches('0').trim_end_matches('.');
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}{fraction}+00:00", seconds / 3600, seconds % 3600 / 60, seconds % 60)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -297,15 +321,5 @@ mod tests {
         {
             assert_eq!(general(value), text);
         }
-    }
-
-    #[test]
-    fn times_print_as_in_envoy() {
-        assert_eq!(duration(Duration::from_millis(10)), "10ms");
-        assert_eq!(duration(Duration::from_micros(3_661_500_000)), "1h1m1.5s");
-        assert_eq!(duration(Duration::from_secs(3600)), "1h");
-        assert_eq!(duration(Duration::ZERO), "0");
-        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_709_210_096_250);
-        assert_eq!(time(at), "2024-02-29T12:34:56.25+00:00");
     }
 }
