@@ -74,6 +74,7 @@ const ROOTS: &[&str] = &[
     "envoy/extensions/filters/network/http_connection_manager/",
     "envoy/extensions/filters/network/local_ratelimit/",
     "envoy/extensions/filters/network/mongo_proxy/",
+    "envoy/extensions/filters/network/ratelimit/",
     "envoy/extensions/filters/network/rbac/",
     "envoy/extensions/filters/network/set_filter_state/",
     "envoy/extensions/filters/network/sni_cluster/",

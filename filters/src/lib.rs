@@ -77,8 +77,10 @@ pub fn register(registry: &mut Registry) {
     registry.http.push(Box::new(signed_url::Factory));
     registry.http.push(Box::new(hmac_auth::Factory));
     registry.http.push(Box::new(consumer::Factory));
+    registry.network.push(Box::new(connection::ExtAuthzFactory));
     registry.network.push(Box::new(connection::LimitFactory));
     registry.network.push(Box::<connection::RateFactory>::default());
+    registry.network.push(Box::new(connection::RateLimitFactory));
     registry.network.push(Box::new(rbac::NetworkFactory));
     registry.http.push(Box::new(stateful_session::Factory));
 }

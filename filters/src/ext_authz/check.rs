@@ -1,4 +1,4 @@
-//! `CheckRequest`: what the authorization service is told of a request. Built on a worker.
+//! `CheckRequest`: what the authorization service is told of a request, or of a connection. Built on a worker.
 //! Source: `envoy/service/auth/v3/attribute_context.proto`, Envoy's `CheckRequestUtils`.
 
 use auth::attribute_context::{HttpRequest, Peer, Request, TlsSession};
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use nuncio_core::info::CertInfo;
 use nuncio_core::message::joined;
-use nuncio_core::{ConnectionInfo, Exchange, RequestHead};
+use nuncio_core::{ConnectionInfo, Exchange, RequestHead, StreamInfo};
 use nuncio_matcher::StringMatcher;
 use nuncio_matcher::string::any_matches;
 use nuncio_proto::envoy::config::core::v3 as core;
@@ -186,17 +186,33 @@ impl Attributes {
             destination: Some(destination),
             request: Some(Request { time: Some(time), http: Some(http) }),
             context_extensions: extensions,
-            metadata_context: Some(self.stream_metadata(ex)),
+            metadata_context: Some(self.stream_metadata(&ex.info)),
             route_metadata_context: Some(self.route_metadata(ex)),
             tls_session: self.tls_session.then(|| session(&info.connection)),
         };
         auth::CheckRequest { attributes: Some(attributes) }
     }
 
+    /// What the service is asked about a connection. The destination goes by the name that the client asked for.
+    pub fn tcp(&self, info: &StreamInfo) -> auth::CheckRequest {
+        let connection = &info.connection;
+        let (source, mut destination) = peers(connection, &info.remote, self.peer_certificate);
+        destination.service = session(connection).sni;
+        destination.labels.clone_from(&self.labels);
+        let attributes = auth::AttributeContext {
+            source: Some(source),
+            destination: Some(destination),
+            metadata_context: Some(self.stream_metadata(info)),
+            tls_session: self.tls_session.then(|| session(connection)),
+            ..auth::AttributeContext::default()
+        };
+        auth::CheckRequest { attributes: Some(attributes) }
+    }
+
     /// Dynamic metadata of the stream, else of the connection.
-    fn stream_metadata(&self, ex: &Exchange) -> core::Metadata {
-        let connection = ex.info.connection.metadata.borrow();
-        let find = |name: &String| Some((name.clone(), ex.info.metadata(name).or_else(|| connection.get(name))?.clone()));
+    fn stream_metadata(&self, info: &StreamInfo) -> core::Metadata {
+        let connection = info.connection.metadata.borrow();
+        let find = |name: &String| Some((name.clone(), info.metadata(name).or_else(|| connection.get(name))?.clone()));
         core::Metadata { filter_metadata: self.metadata.iter().filter_map(find).collect(), ..Default::default() }
     }
 
