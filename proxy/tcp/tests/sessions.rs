@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use bytes::BytesMut;
+use nuncio_core::StreamInfo;
 use nuncio_core::diag::{At, Report};
 use nuncio_core::filter_state::StringState;
 use nuncio_core::info::TrafficDirection;
+use nuncio_core::network::{NetworkAction, NetworkFilter};
 use nuncio_core::registry::{FactoryCx, Registry, Server};
 use nuncio_core::test_kit::{self, fields};
 use nuncio_core::views::ClusterSlots;
@@ -28,12 +30,15 @@ use nuncio_tcp::TcpProxyFactory;
 use nuncio_tls::{SecretStore, Transport};
 use nuncio_upstream::{ClusterManager, ManagerOptions};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, oneshot};
 use tokio::task::LocalSet;
 
 const FORMAT: &str = "F=%RESPONSE_FLAGS% RC=%RESPONSE_CODE% P=%PROTOCOL% RX=%BYTES_RECEIVED% TX=%BYTES_SENT% \
@@ -131,6 +136,15 @@ impl World {
     async fn serve(&self, proto: &TcpProxy) -> (TcpStream, tokio::task::JoinHandle<()>) {
         self.serve_with(self.compile(proto).unwrap(), DrainWatch::never(), |_| {}).await
     }
+    /// As `serve`, behind a network filter.
+    async fn serve_behind(&self, proto: &TcpProxy, filter: impl NetworkFilter + 'static) -> (TcpStream, tokio::task::JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (client, accepted) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let io = Transport::Tcp(accepted.unwrap().0);
+        let (info, drain) = (Rc::new(test_kit::connection()), DrainWatch::never());
+        let connection = Connection { io, info, filters: vec![Box::new(filter)], leftover: BytesMut::new(), drain };
+        (client.unwrap(), tokio::task::spawn_local(self.compile(proto).unwrap().serve(connection)))
+    }
     async fn serve_with(
         &self,
         terminal: Arc<dyn Terminal>,
@@ -195,6 +209,74 @@ async fn local<F: Future>(test: F) -> F::Output {
 async fn rest(client: &mut TcpStream) -> Result<Vec<u8>, std::io::ErrorKind> {
     let mut all = Vec::new();
     client.read_to_end(&mut all).await.map(|_| all).map_err(|e| e.kind())
+}
+
+/// Waits for an answer, at the start of a connection or at its first bytes.
+struct Asks {
+    at_start: bool,
+    asked: Rc<Notify>,
+    answer: oneshot::Receiver<NetworkAction>,
+}
+
+impl NetworkFilter for Asks {
+    fn on_new(&mut self, _info: &mut StreamInfo, _write: &mut BytesMut) -> NetworkAction {
+        if self.at_start { NetworkAction::Wait } else { NetworkAction::Continue }
+    }
+    fn on_read(&mut self, _info: &mut StreamInfo, _data: &mut BytesMut, _end: bool) -> NetworkAction {
+        if self.at_start || self.answer.is_terminated() { NetworkAction::Continue } else { NetworkAction::Wait }
+    }
+    fn poll_wait(&mut self, cx: &mut Context<'_>, _info: &mut StreamInfo) -> Poll<NetworkAction> {
+        self.asked.notify_one();
+        Pin::new(&mut self.answer).poll(cx).map(|answer| answer.unwrap())
+    }
+}
+
+#[tokio::test]
+async fn a_connection_waits_for_its_filters() {
+    local(async {
+        let world = World::new();
+        world.cluster("a", Some(echo().await), |_| {});
+        for (at_start, answer) in [
+            (true, NetworkAction::Continue),
+            (false, NetworkAction::Continue),
+            (true, NetworkAction::Close("no".into())),
+            (false, NetworkAction::Close("no".into())),
+        ] {
+            let allowed = answer == NetworkAction::Continue;
+            let (asked, (tell, told)) = (Rc::<Notify>::default(), oneshot::channel());
+            let (mut client, task) = world.serve_behind(&world.proto("a"), Asks { at_start, asked: asked.clone(), answer: told }).await;
+            client.write_all(b"hello").await.unwrap();
+            asked.notified().await;
+            tell.send(answer).unwrap();
+            if allowed {
+                client.shutdown().await.unwrap();
+            }
+            // What a filter left unread makes a reset of the close.
+            let got = rest(&mut client).await.unwrap_or_default();
+            assert_eq!(got, if allowed { b"hello".as_ref() } else { b"" }, "at its start: {at_start}");
+            task.await.unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_ends_the_wait() {
+    local(async {
+        let world = World::new();
+        world.cluster("a", Some(echo().await), |_| {});
+        for at_start in [true, false] {
+            let (asked, (tell, told)) = (Rc::<Notify>::default(), oneshot::channel());
+            let (mut client, task) = world.serve_behind(&world.proto("a"), Asks { at_start, asked: asked.clone(), answer: told }).await;
+            client.write_all(b"hello").await.unwrap();
+            asked.notified().await;
+            client.set_zero_linger().unwrap();
+            drop(client);
+            task.await.unwrap();
+            assert!(tell.is_closed(), "the filter is gone");
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
