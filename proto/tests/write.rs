@@ -63,6 +63,26 @@ fn secrets_are_redacted_inside_any_and_typed_struct() {
 }
 
 #[test]
+fn symmetric_keys_in_key_sets_are_redacted() {
+    let name = "envoy.extensions.filters.http.jwt_authn.v3.JwtProvider";
+    let keys = |k: &str| format!(r#"{{"keys": [{{"kty":"oct","k":"{k}","kid":"a"}}, {{"kty":"RSA","n":"abc"}}]}}"#);
+    let provider = |k: &str| json!({"issuer": "i", "local_jwks": {"inline_string": keys(k)}});
+    assert_eq!(shown(name, &provider("c2VjcmV0"), COMPACT), provider("c2VjcmV0"));
+    assert_eq!(shown(name, &provider("c2VjcmV0"), REDACT), provider("[redacted]"));
+    let bytes = |k: &str| json!({"local_jwks": {"inline_bytes": base64(keys(k).as_bytes())}});
+    assert_eq!(shown(name, &bytes("c2VjcmV0"), REDACT), bytes("[redacted]"));
+    let typed = |k: &str| json!({"type_url": format!("type.googleapis.com/{name}"), "value": provider(k)});
+    assert_eq!(shown("xds.type.v3.TypedStruct", &typed("c2VjcmV0"), REDACT), typed("[redacted]"));
+    let public = json!({"local_jwks": {"inline_string": "{\"keys\": [{\"kty\":\"RSA\",\"k\":\"x\"}]}"}});
+    assert_eq!(shown(name, &public, REDACT), public);
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+#[test]
 fn any_of_what_is_not_known_or_malformed() {
     let any = |url: &str, value: &[u8]| {
         let any = Any { type_url: url.into(), value: value.to_vec() };

@@ -2,6 +2,7 @@
 //! Both go straight between JSON and wire bytes. The descriptors are embedded compressed, read lazily for the types at hand,
 //! and dropped after use ([`Descriptors::shared`]). Called on the control thread and by tools; nothing here blocks on I/O.
 
+mod jwks;
 mod mask;
 mod number;
 mod problem;

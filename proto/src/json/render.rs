@@ -11,7 +11,7 @@ use prost::Message as _;
 use super::scan::{Entry, scan};
 use super::schema::{Descriptors, Field, Kind, TypeId, WellKnown};
 use super::time::{put_duration, put_timestamp};
-use super::value::{REDACTED, Typing, Untyped, is_default, put_base64, put_default, put_redacted, put_scalar};
+use super::value::{REDACTED, Typing, Untyped, is_default, put_base64, put_default, put_redacted, put_scalar, put_shown};
 use super::wire::{Fields, Raw};
 use super::write::{newline, write_string};
 
@@ -196,7 +196,7 @@ impl Renderer {
                 let value = entries.last().map(|e| slice(&data, *e));
                 match value {
                     Some(_) if hidden && put_redacted(field.kind, out) => {}
-                    Some(value) if !hidden && put_scalar(d, field.kind, &value, out) > 0 => {}
+                    Some(value) if !hidden && put_shown(d, field.kind, &value, self.options.redact, out) > 0 => {}
                     _ => put_default(d, field.kind, out),
                 }
             }
@@ -340,7 +340,7 @@ impl Renderer {
         }
         self.key(first, &field.name, out);
         if !(hidden && put_redacted(field.kind, out)) {
-            put_scalar(d, field.kind, &bytes, out);
+            put_shown(d, field.kind, &bytes, self.options.redact, out);
         }
         true
     }
@@ -368,6 +368,7 @@ impl Renderer {
         out.push(b'[');
         let level = self.level() + 1;
         let mut first = true;
+        let redact = self.options.redact;
         let mut one = |bytes: &[u8], out: &mut Vec<u8>| {
             if !first {
                 out.push(b',');
@@ -376,7 +377,7 @@ impl Renderer {
             if !self.options.compact {
                 newline(out, level);
             }
-            if hidden && put_redacted(field.kind, out) { bytes.len() } else { put_scalar(d, field.kind, bytes, out) }
+            if hidden && put_redacted(field.kind, out) { bytes.len() } else { put_shown(d, field.kind, bytes, redact, out) }
         };
         for entry in &elements.entries {
             let bytes = slice(&elements.data, *entry);
@@ -437,7 +438,7 @@ impl Renderer {
                 }
             }
             (kind, Some(bytes)) => {
-                put_scalar(d, kind, &bytes, out);
+                put_shown(d, kind, &bytes, self.options.redact, out);
             }
             (kind, None) => put_default(d, kind, out),
         }

@@ -5,6 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use prost_types::value::Kind as ValueKind;
 use prost_types::{ListValue, Struct, Value};
 
+use super::jwks;
 use super::number::{put_double, put_float};
 use super::schema::{Descriptors, Field, Kind, TypeId, WellKnown};
 use super::wire::{unzigzag, varint};
@@ -73,6 +74,18 @@ pub(crate) fn put_scalar(d: &Descriptors, kind: Kind, bytes: &[u8], out: &mut Ve
             }
             used
         }
+    }
+}
+
+/// As [`put_scalar`]; if secrets are to be hidden, without symmetric keys that are written as JSON.
+pub(crate) fn put_shown(d: &Descriptors, kind: Kind, bytes: &[u8], redact: bool, out: &mut Vec<u8>) -> usize {
+    let json = matches!(kind, Kind::String | Kind::Bytes).then(|| std::str::from_utf8(bytes).ok()).flatten();
+    match json.filter(|_| redact).and_then(jwks::redacted) {
+        Some(shown) => {
+            put_scalar(d, kind, shown.as_bytes(), out);
+            bytes.len()
+        }
+        None => put_scalar(d, kind, bytes, out),
     }
 }
 
@@ -190,7 +203,7 @@ impl Untyped<'_> {
                     write_string(out, REDACTED);
                 }
             }
-            Some(ValueKind::StringValue(s)) => write_string(out, s),
+            Some(ValueKind::StringValue(s)) => write_string(out, jwks::redacted(s).filter(|_| self.redact).as_deref().unwrap_or(s)),
             Some(ValueKind::StructValue(fields)) => self.put_struct(fields, typing, level, out),
             Some(ValueKind::ListValue(list)) => self.put_list(list, typing, level, out),
         }
