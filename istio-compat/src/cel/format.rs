@@ -1,8 +1,9 @@
 //! CEL in formats (`%CEL(..)%`), in filters of access logs, which Istio Telemetry writes, and in conditions of filters (RBAC).
 //! nuncio-format asks for it by a hook.
 
-use super::{Attributes, Program, Value};
+use super::{Attributes, Program, Value, typed};
 use nuncio_format::{Expression, ExpressionSource, FormatContext};
+use serde_json::Value as Json;
 
 /// Compiles an expression for nuncio-format and the filters.
 pub fn compile(source: ExpressionSource<'_>) -> Result<Box<dyn Expression>, String> {
@@ -33,6 +34,20 @@ impl Expression for Compiled {
         let printed = self.0.print(&attributes(cx), &mut text);
         out.extend_from_slice(text.as_bytes());
         printed
+    }
+    fn print_typed(&self, cx: &FormatContext<'_>, out: &mut Vec<u8>) -> Option<bool> {
+        match typed::json(&self.0.run(&attributes(cx))?)? {
+            // No value in JSON.
+            Json::Null => None,
+            Json::String(text) => {
+                out.extend_from_slice(text.as_bytes());
+                Some(true)
+            }
+            other => {
+                out.extend_from_slice(other.to_string().as_bytes());
+                Some(false)
+            }
+        }
     }
 }
 

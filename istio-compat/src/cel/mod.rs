@@ -12,6 +12,7 @@ mod lexer;
 mod macros;
 mod parser;
 mod time;
+mod typed;
 mod value;
 
 pub use attributes::Attributes;
