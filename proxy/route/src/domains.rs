@@ -158,4 +158,23 @@ mod tests {
             assert_eq!(split_port(host).0, wanted);
         }
     }
+
+    #[test]
+    fn ten_thousand_hosts_cost_a_few_lookups() {
+        let domains: Vec<String> = (0..10_000)
+            .map(|i| ["svc-@.ns.svc.cluster.local", "*.team-@.example", "shop-@.*"][i % 3].replace('@', &i.to_string()))
+            .collect();
+        let index = index(&domains.iter().map(String::as_str).collect::<Vec<_>>());
+        // One hash lookup for exact names, and one for each length that wildcards have.
+        assert!(index.suffixes.lengths.len() <= 4 && index.prefixes.lengths.len() <= 4, "{index:?}");
+        for (i, host) in [
+            (9_999, "svc-9999.ns.svc.cluster.local"),
+            (4_000, "a.team-4000.example"),
+            (8_000, "shop-8000.org"),
+            (0, "svc-0.ns.svc.cluster.local"),
+        ] {
+            assert_eq!(index.find(host), Some(i), "{host}");
+        }
+        assert_eq!(index.find("svc-1.ns.svc.cluster.local"), None);
+    }
 }

@@ -290,6 +290,24 @@ mod tests {
     }
 
     #[test]
+    fn ten_thousand_scopes_cost_one_lookup() {
+        use std::hash::BuildHasher;
+        let mut scopes = Scopes::default();
+        let slots = crate::RouteSlots::default();
+        let mut hashes = std::collections::HashSet::new();
+        for i in 0..10_000 {
+            let (name, key) = (format!("scope-{i}"), of(&["tenant", &i.to_string()]).unwrap());
+            // Keys that differ differ in their hash: none is compared with another's.
+            assert!(hashes.insert(scopes.0.hasher().hash_one(&key)), "{name}");
+            let scope = Scope { name: name.as_str().into(), slot: slots.slot(&name), on_demand: false };
+            assert_eq!(scopes.insert(key, scope), Ok(()));
+        }
+        let name = |i: &str| scopes.get(&of(&["tenant", i]).unwrap()).map(|scope| scope.name.to_string());
+        assert_eq!(name("7777").as_deref(), Some("scope-7777"));
+        assert_eq!(name("10000"), None);
+    }
+
+    #[test]
     fn wrong_scopes_are_refused() {
         for (text, why) in [
             ("{route_configuration_name: r, key: {fragments: [{string_key: a}]}}", "name"),

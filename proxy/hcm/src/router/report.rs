@@ -91,7 +91,8 @@ impl Forwarding<'_> {
 pub fn downstream_failed(error: &StreamError) -> Box<LocalReply> {
     let (status, body, details) = match error {
         StreamError::Protocol(detail) => (400, "Bad Request", *detail),
-        StreamError::TooLarge(detail) => (413, "Payload Too Large", *detail),
+        // Trailers; limits of bodies are the filters' business.
+        StreamError::TooLarge(detail) => (431, "Request Header Fields Too Large", *detail),
         StreamError::RemoteReset(_) | StreamError::RemoteRefused => return Box::new(LocalReply::new(0, "", "http2.remote_reset")),
         _ => return Box::new(LocalReply::new(0, "", "downstream_remote_disconnect")),
     };
