@@ -274,6 +274,25 @@ pub struct HealthCheckTarget {
 }
 
 impl Host {
+    /// A new, healthy host that no endpoint of a configuration describes.
+    pub(crate) fn found(address: Address, hostname: Arc<str>) -> Self {
+        let state = HostState::new();
+        state.set_healthy_since(millis(Instant::now()));
+        Self {
+            state,
+            address,
+            hostname,
+            metadata: Arc::new(LazyMetadata::default()),
+            locality: None,
+            weight: 1,
+            priority: 0,
+            canary: false,
+            eds_health: HealthStatus::Unknown,
+            transport: 0,
+            additional: Box::default(),
+            health_check: None,
+        }
+    }
     /// What outlives endpoint updates.
     pub fn state(&self) -> &Arc<HostState> {
         &self.state

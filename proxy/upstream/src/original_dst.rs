@@ -2,17 +2,15 @@
 //! Source: Envoy docs "Original destination", `original_dst_cluster.cc`. Hosts are made on workers, forgotten on the control thread.
 
 use crate::context::LbContext;
-use crate::host::{Host, HostState, LazyMetadata, millis};
+use crate::host::Host;
 use crate::spec::{MetadataPath, OriginalDstSpec};
 use crate::stats::TrafficStats;
 use hashbrown::HashMap;
 use nuncio_core::{Address, StreamInfo};
-use nuncio_proto::envoy::config::core::v3::HealthStatus;
 use prost_types::value::Kind;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 /// Filter state that names the destination.
 const DESTINATION: &str = "envoy.network.transport_socket.original_dst_address";
@@ -27,7 +25,8 @@ impl OriginalDstState {
     /// The host of `address`, made if there is none.
     pub(crate) fn host(&self, address: SocketAddr, cluster: &str) -> Arc<Host> {
         let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        hosts.entry(address).or_insert_with(|| new_host(address, cluster)).clone()
+        let made = || Arc::new(Host::found(Address::Ip(address), format!("{cluster}{address}").into()));
+        hosts.entry(address).or_insert_with(made).clone()
     }
     /// Every host.
     pub(crate) fn all(&self) -> Vec<Arc<Host>> {
@@ -51,25 +50,6 @@ impl OriginalDstState {
         });
         before - hosts.len()
     }
-}
-
-fn new_host(address: SocketAddr, cluster: &str) -> Arc<Host> {
-    let state = HostState::new();
-    state.set_healthy_since(millis(Instant::now()));
-    Arc::new(Host {
-        state,
-        address: Address::Ip(address),
-        hostname: format!("{cluster}{address}").into(),
-        metadata: Arc::new(LazyMetadata::default()),
-        locality: None,
-        weight: 1,
-        priority: 0,
-        canary: false,
-        eds_health: HealthStatus::Unknown,
-        transport: 0,
-        additional: Box::default(),
-        health_check: None,
-    })
 }
 
 /// Where this stream or connection wants to go; none if nothing says it.

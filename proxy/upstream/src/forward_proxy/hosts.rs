@@ -3,13 +3,11 @@
 use super::{CacheEntry, DYNAMIC_HOST, DYNAMIC_PORT, ForwardSpec, default_port, name};
 use crate::cluster::Cluster;
 use crate::context::LbContext;
-use crate::host::{Health, Host, HostState, LazyMetadata, millis};
+use crate::host::{Health, Host};
 use arc_swap::ArcSwap;
 use hashbrown::HashMap;
 use nuncio_core::StreamInfo;
-use nuncio_proto::envoy::config::core::v3::HealthStatus;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
 
 type Hosts = HashMap<Box<str>, (Arc<Host>, Arc<CacheEntry>), foldhash::fast::RandomState>;
 
@@ -48,24 +46,11 @@ impl ForwardHosts {
         let mut after = self.hosts.load().as_ref().clone();
         let known = after.get(&entry.key).map(|(host, _)| host.state.clone());
         let new = known.is_none();
-        let host = Host {
-            state: known.unwrap_or_else(|| {
-                let state = HostState::new();
-                state.set_healthy_since(millis(Instant::now()));
-                state
-            }),
-            address,
-            hostname: entry.key.as_ref().into(),
-            metadata: Arc::new(LazyMetadata::default()),
-            locality: None,
-            weight: 1,
-            priority: 0,
-            canary: false,
-            eds_health: HealthStatus::Unknown,
-            transport: 0,
-            additional: addresses.collect(),
-            health_check: None,
-        };
+        let mut host = Host::found(address, entry.key.as_ref().into());
+        host.additional = addresses.collect();
+        if let Some(state) = known {
+            host.state = state;
+        }
         after.insert(entry.key.clone(), (Arc::new(host), entry.clone()));
         self.hosts.store(Arc::new(after));
         new
