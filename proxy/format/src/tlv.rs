@@ -86,7 +86,7 @@ mod tests {
         ] {
             let mut report = Report::new();
             assert!(Tlvs::compile(&[wrong], &At::Root.field("tlvs"), &mut report).is_none());
-            assert!(report.to_string().contains(why), "{report}");
+            assert!(report.summary().contains(why), "{}", report.summary());
         }
         let tlvs = Tlvs::compile(&[entry(1, "x", false), entry(1, "y", false)], &At::Root, &mut Report::new()).unwrap();
         assert!(tlvs.has(1) && !tlvs.has(2) && !tlvs.has_formats());

@@ -112,6 +112,7 @@ async fn session(cluster: Weak<Cluster>, host: Arc<Host>, stats: Rc<OobStats>, f
         match end.await {
             Ok(End::Terminal) => {
                 stats.stream_terminated.inc();
+                stats.active_sessions.dec();
                 log::info!("{}: {} does not report its load", ClusterView::name(strong.as_ref()), host.address());
                 return;
             }

@@ -229,3 +229,30 @@ fn upstream_filters_speak_first_and_step_aside() {
         assert_eq!(made.info().filter_state.get("peer").unwrap().as_string().as_deref(), Some("met"));
     });
 }
+
+#[test]
+fn checks_speak_what_alpn_chose() {
+    run(async {
+        for (offered, chosen) in [("h2, http/1.1", "h2"), ("http/1.1", "http/1.1")] {
+            for codec in ["HTTP1", "HTTP2"] {
+                let (address, ca, seen) = tls_server(offered).await;
+                let tls = format!(
+                    "transport_socket:\n  name: tls\n  typed_config:\n    '@type': type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext\n    common_tls_context:\n      validation_context:\n        trusted_ca:\n         inline_string: |\n{}",
+                    ca.lines().map(|l| format!("          {l}\n")).collect::<String>()
+                );
+                let check = format!("http_health_check: {{path: /, use_alpn_protocol: true, codec_client_type: {codec}}}");
+                let check = format!(
+                    "health_checks: [{{timeout: 10s, interval: 0.02s, unhealthy_threshold: 1, healthy_threshold: 1, {check}}}]\n{tls}"
+                );
+                let m = manager("{}");
+                let task = tokio::task::spawn_local(m.clone().run());
+                let mut report = Report::new();
+                m.apply(&proto(&static_cluster(&check, &[(&address.to_string(), "")])), true, &mut report)
+                    .unwrap_or_else(|| panic!("{}", report.summary()));
+                until("healthy", || m.get("test").is_some_and(|c| c.membership().healthy == 1)).await;
+                assert!(seen.borrow().iter().all(|info| info.alpn.as_deref() == Some(chosen)), "{offered} {codec}");
+                task.abort();
+            }
+        }
+    });
+}
