@@ -4,6 +4,7 @@ use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use nuncio_core::diag::{At, Report};
 use nuncio_core::registry::Runtime;
+use nuncio_core::stats::Scope;
 use nuncio_proto::envoy::config::core::v3::{DataSource, RuntimeFeatureFlag, data_source::Specifier};
 use prost::{Message, Name};
 use std::time::Duration;
@@ -67,5 +68,13 @@ impl FeatureFlag {
     /// Its value now.
     pub fn enabled(&self, runtime: &Runtime) -> bool {
         if self.key.is_empty() { self.default } else { runtime.boolean(&self.key, self.default) }
+    }
+}
+
+/// Where the stats of `filter` go: `<filter>.`, or `<filter>.<prefix>.` if its configuration has a prefix.
+pub fn stat_scope(base: &Scope, filter: &str, prefix: &str) -> Scope {
+    match prefix {
+        "" => base.scope(&format!("{filter}.")),
+        _ => base.scope(&format!("{filter}.{prefix}.")),
     }
 }

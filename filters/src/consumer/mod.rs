@@ -7,7 +7,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use crate::config::decode;
+use crate::config::{decode, stat_scope};
 use crate::secret::Made;
 use http::{HeaderName, HeaderValue, header};
 use method::{Found, Method};
@@ -43,10 +43,7 @@ impl HttpFilterFactory for Factory {
     }
     fn compile(&self, config: &[u8], at: &At<'_>, cx: &mut FactoryCx<'_>) -> Option<Arc<dyn HttpFilter>> {
         let config: proto::ConsumerAuth = decode(config, at, cx.report)?;
-        let scope = match config.stat_prefix.as_str() {
-            "" => cx.scope.scope("consumer."),
-            prefix => cx.scope.scope(&format!("consumer.{prefix}.")),
-        };
+        let scope = stat_scope(cx.scope, "consumer", &config.stat_prefix);
         let errors = cx.report.errors();
         let table = Table::compile(&config, &scope, at, cx.report)?;
         let (mut methods, list) = (Vec::new(), at.field("methods"));

@@ -7,7 +7,7 @@ mod signature;
 #[cfg(test)]
 mod tests;
 
-use crate::config::{decode, duration};
+use crate::config::{decode, duration, stat_scope};
 use crate::secret::Made;
 use crate::shared::Shared;
 use crate::signing::{self, Keys};
@@ -85,10 +85,7 @@ impl HttpFilterFactory for Factory {
                 None
             }
         };
-        let scope = match config.stat_prefix.as_str() {
-            "" => cx.scope.scope("hmac_auth."),
-            prefix => cx.scope.scope(&format!("hmac_auth.{prefix}.")),
-        };
+        let scope = stat_scope(cx.scope, "hmac_auth", &config.stat_prefix);
         // A signature may come a window early, and is good until a window after its time.
         let replay = config.replay.map(|r| {
             let (nonces, keep) = (r.max_nonces.unwrap_or(MAX_NONCES).max(1) as usize, window * 2 + 1);

@@ -17,7 +17,7 @@ mod tests;
 mod token;
 mod verify;
 
-use crate::config::decode;
+use crate::config::{decode, stat_scope};
 use futures_util::FutureExt;
 use http::{HeaderName, HeaderValue, Method, header};
 use nuncio_core::diag::At;
@@ -120,10 +120,7 @@ struct Config {
 
 impl Config {
     fn compile(config: &JwtAuthentication, at: &At<'_>, cx: &mut FactoryCx<'_>) -> Option<Self> {
-        let scope = match config.stat_prefix.as_str() {
-            "" => cx.scope.scope("jwt_authn."),
-            prefix => cx.scope.scope(&format!("jwt_authn.{prefix}.")),
-        };
+        let scope = stat_scope(cx.scope, "jwt_authn", &config.stat_prefix);
         let fetches = Fetches {
             success: scope.counter("jwks_fetch_success"),
             failed: scope.counter("jwks_fetch_failed"),

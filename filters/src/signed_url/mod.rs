@@ -5,7 +5,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::config::{decode, duration};
+use crate::config::{decode, duration, stat_scope};
 use crate::secret::Made;
 use crate::signing::{self, Keys, name_of, only, sorted_query};
 use aws_lc_rs::hmac;
@@ -62,10 +62,7 @@ impl HttpFilterFactory for Factory {
             None => None,
         };
         let referer = Referer::compile(config.referer.as_ref(), &at.field("referer"), cx.report)?;
-        let scope = match config.stat_prefix.as_str() {
-            "" => cx.scope.scope("signed_url."),
-            prefix => cx.scope.scope(&format!("signed_url.{prefix}.")),
-        };
+        let scope = stat_scope(cx.scope, "signed_url", &config.stat_prefix);
         let names = <[Box<str>; 3]>::try_from(names).ok()?;
         (!cx.report.has_errors()).then(|| {
             Arc::new(Filter {
