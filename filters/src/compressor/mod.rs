@@ -234,20 +234,19 @@ impl HttpFilter for Filter {
             && compressible
             && transfer_allows(headers)
             && code_allows;
-        if inner.response.status_header && switched_on && !ex.response_body.is_end() {
-            let why = match (long_enough, type_allows, etag_allows, code_allows) {
+        let status = (inner.response.status_header && switched_on && !ex.response_body.is_end())
+            .then(|| match (long_enough, type_allows, etag_allows, code_allows) {
                 (false, ..) => Some("ContentLengthTooSmall"),
                 (_, false, ..) => Some("ContentTypeNotAllowed"),
                 (_, _, false, _) => Some("EtagNotAllowed"),
                 (.., false) => Some("StatusCodeNotAllowed"),
                 _ => wanted.then_some("Compressed"),
-            };
-            // Only what the client would have got in this encoding has a status; its content type does not matter for that.
-            let all = compressors.iter().map(|c| c.library.encoding.as_bytes());
-            let chosen = accept.as_ref().map(|a| negotiate::choose(a.as_bytes(), all, inner.choose_first));
-            if let (Some(why), true) = (why, chosen.is_some_and(|c| c.encoding() == Some(library.encoding.as_bytes()))) {
-                tell(headers, library, why);
-            }
+            })
+            .flatten()
+            .and_then(|why| status(headers, library, why));
+        // Caches must know that the answer depends on what was accepted, compressed or not.
+        if compressible && code_allows {
+            vary(headers);
         }
         match wanted.then(|| library.encoder()).flatten() {
             Some(encoder) => {
@@ -259,9 +258,11 @@ impl HttpFilter for Filter {
             }
             None => direction.stats.not_compressed.inc(),
         }
-        // Caches must know that the answer depends on what was accepted, compressed or not.
-        if compressible && code_allows {
-            vary(headers);
+        // One value for each compressor of the chain.
+        if let Some(status) = status
+            && let Some(response) = &mut ex.response
+        {
+            response.headers.append(STATUS, status);
         }
     }
 }
@@ -321,18 +322,11 @@ impl Filter {
     }
 }
 
-/// Adds `gzip;Compressed;OriginalLength=64` or the reason why not.
-fn tell(headers: &mut Headers, library: &Library, why: &str) {
-    let length = headers.get_str(&header::CONTENT_LENGTH).filter(|_| why == "Compressed");
+/// `gzip;Compressed;OriginalLength=64`, or the reason why not. A length that nobody announced is empty.
+fn status(headers: &Headers, library: &Library, why: &str) -> Option<HeaderValue> {
+    let length = (why == "Compressed").then(|| headers.get_str(&header::CONTENT_LENGTH).unwrap_or_default());
     let length = length.map(|l| format!(";OriginalLength={l}")).unwrap_or_default();
-    let status = format!("{};{why}{length}", library.encoding.to_str().unwrap_or_default());
-    let status = match headers.get_str(&STATUS) {
-        Some(earlier) => format!("{earlier},{status}"),
-        None => status,
-    };
-    if let Ok(status) = HeaderValue::from_str(&status) {
-        headers.insert(STATUS, status);
-    }
+    HeaderValue::from_str(&format!("{};{why}{length}", library.encoding.to_str().unwrap_or_default())).ok()
 }
 
 fn wrap(body: &mut Body, encoder: encoder::Encoder, direction: &Direction) {

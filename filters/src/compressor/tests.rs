@@ -158,6 +158,8 @@ async fn the_status_header_says_why() {
         ("gzip", with(header::CONTENT_ENCODING, "br"), None),
         ("identity", head("text/plain"), None),
         ("", head("text/plain"), None),
+        // What forbids it is told whatever is accepted.
+        ("identity", head("image/png"), Some("gzip;ContentTypeNotAllowed")),
     ] {
         let (_, ex) = run(&config, accept, head).await;
         assert_eq!(ex.response.as_ref().unwrap().headers.get_str(&STATUS), status);
