@@ -83,6 +83,7 @@ impl HttpFilter for Filter {
             return match deny {
                 true if self.0.shadow => {
                     cx.ex.info.flags.set(ResponseFlags::UNAUTHORIZED_EXTERNAL_SERVICE);
+                    self.0.stats.shadow_denied.inc();
                     remember(&mut cx, "DENIED", self.0.status_on_error, Vec::new());
                     FilterAction::Continue
                 }
@@ -196,7 +197,8 @@ impl Filter {
     fn deny(&self, cx: &mut FilterCx<'_>, mut verdict: Verdict) -> Outcome {
         let ex = &*cx.ex;
         self.0.stats.denied.inc();
-        let code = if (200..600).contains(&verdict.code) { verdict.code } else { 403 };
+        // A shadow counts what the service said, be it no status of a response.
+        let code = if self.0.shadow || (200..600).contains(&verdict.code) { verdict.code } else { 403 };
         self.count(ex, "denied");
         if self.0.charge_cluster {
             cluster_stats::charge(ex, code);

@@ -58,6 +58,13 @@ impl Decision {
 }
 
 impl StateObject for Decision {
+    fn field(&self, name: &str) -> Option<String> {
+        match name {
+            "check_result" => Some(self.result.to_string()),
+            "status_code" => Some(self.status.to_string()),
+            _ => None,
+        }
+    }
     fn as_string(&self) -> Option<String> {
         Some(self.json(["check_result", "status_code", "response_headers"]))
     }

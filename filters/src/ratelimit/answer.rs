@@ -36,11 +36,11 @@ fn window(limit: &RateLimit) -> u64 {
     unit * u64::from(limit.unit_multiplier.unwrap_or(1).max(1))
 }
 
-/// Whole seconds, at least one, until the last of the limits that a request is over is open again; none if no limit says so.
+/// Whole seconds, at least one, until the last of the limits that a request is over is open again; none if it is over none.
 pub fn retry_after(statuses: &[DescriptorStatus]) -> Option<u64> {
     let over = statuses.iter().filter(|s| s.code == Code::OverLimit as i32);
-    let seconds = over.filter_map(|s| s.duration_until_reset.as_ref()).map(|d| u64::try_from(d.seconds).unwrap_or(0)).max();
-    seconds.map(|s| s.max(1))
+    let seconds = over.map(|s| s.duration_until_reset.as_ref().map_or(0, |d| u64::try_from(d.seconds).unwrap_or(0)));
+    seconds.max().map(|s| s.max(1))
 }
 
 /// Adds `x-ratelimit-*` of the limit that is nearest to its end. Source: draft-polli-ratelimit-headers-03.
