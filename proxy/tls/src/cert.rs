@@ -39,7 +39,10 @@ pub fn parse(der: &[u8]) -> CertInfo {
             San::Uri(s) => info.uri_sans.push(s),
             San::Ip(s) => info.ip_sans.push(s),
             San::Email(s) => info.email_sans.push(s),
-            San::Other(_, s) => info.other_sans.push(s),
+            San::Other(oid, s) => {
+                info.other_san_oids.push(oid);
+                info.other_sans.push(s);
+            }
         }
     }
     info
@@ -298,6 +301,56 @@ mod tests {
         let decoded = info.url_pem.replace("%0A", "\n").replace("%20", " ").replace("%2B", "+").replace("%2F", "/").replace("%3D", "=");
         assert_eq!(decoded.replace('\n', ""), cert.pem().replace(['\n', '\r'], ""));
         assert_eq!(info.url_pem_chain, format!("{0}{0}", info.url_pem));
+    }
+
+    #[test]
+    fn other_names_are_text() {
+        let long = [[0x02, 17].as_slice(), &[1; 17]].concat();
+        for (value, text) in [
+            (&b"\x0c\x02hi"[..], "hi"),
+            (b"\x01\x01\xff", "true"),
+            (b"\x01\x01\x00", "false"),
+            (b"\x02\x01\x05", "5"),
+            (b"\x02\x03\xfe\xee\x90", "-70000"),
+            (b"\x0a\x01\x03", "3"),
+            (b"\x03\x03\x00ab", "ab"),
+            (b"\x05\x00", ""),
+            (b"\x06\x02\x2a\x03", "1.2.3"),
+            (b"\x1e\x04\x00a\x00b", "ab"),
+            (b"\x1c\x08\x00\x00\x00a\x00\x00\x00b", "ab"),
+            (b"\x04\x03oct", "oct"),
+            (b"\x17\x0d260101000000Z", "260101000000Z"),
+            (b"\x30\x03\x02\x01\x01", "0\x03\x02\x01\x01"),
+            (b"\x0c\x05hi", ""),
+            (b"", ""),
+            (&long, "0x0101010101010101010101010101010101"),
+        ] {
+            let tagged = [[0xa0, u8::try_from(value.len()).unwrap()].as_slice(), value].concat();
+            assert_eq!(other_name(&tagged), text, "{value:02x?}");
+        }
+    }
+
+    #[test]
+    fn issuers_are_told_by_name_and_key() {
+        let authority = |name: &str| {
+            let mut params = CertificateParams::new(vec![]).unwrap();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params
+        };
+        let keys: Vec<_> = (0..2).map(|_| KeyPair::generate().unwrap()).collect();
+        let certs: Vec<_> = keys.iter().map(|key| authority("ca").self_signed(key).unwrap()).collect();
+        let mut params = CertificateParams::new(vec!["leaf".to_string()]).unwrap();
+        params.use_authority_key_identifier_extension = true;
+        let ca = authority("ca");
+        let leaf = params.signed_by(&KeyPair::generate().unwrap(), &rcgen::Issuer::from_params(&ca, &keys[0])).unwrap();
+        assert!(issued(certs[0].der(), leaf.der()));
+        assert!(!issued(certs[1].der(), leaf.der()));
+        assert!(!issued(authority("other").self_signed(&keys[0]).unwrap().der(), leaf.der()));
+        assert!(!issued(b"x", leaf.der()));
+        assert_eq!(digests(leaf.der()).sha256, parse(leaf.der()).sha256);
+        assert_eq!(digests(leaf.der()).serial, parse(leaf.der()).serial);
     }
 
     #[test]
