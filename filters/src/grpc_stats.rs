@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
-mod frames;
+pub mod frames;
 mod handles;
 
 use frames::Seen;

@@ -23,29 +23,16 @@ impl Decoded {
     }
 }
 
-/// Decodes whole groups. Clients may join pieces that are padded each.
-fn decode(text: &[u8]) -> Option<Bytes> {
+/// Decodes whole groups of four. Clients may join pieces that are padded each: only the last group of a piece has padding.
+fn decode(mut text: &[u8]) -> Option<Bytes> {
     let mut out = Vec::with_capacity(text.len() / 4 * 3);
-    // Everything up to padding is one piece for the library.
-    for piece in text.split_inclusive(|b| *b == b'=') {
-        match piece {
-            b"=" => {}
-            piece if piece.ends_with(b"=") => out.extend(STANDARD.decode(padded(piece)?).ok()?),
-            piece => out.extend(STANDARD.decode(piece).ok()?),
-        }
+    while let Some(padding) = text.iter().position(|b| *b == b'=') {
+        let (piece, rest) = text.split_at_checked((padding / 4 + 1) * 4)?;
+        STANDARD.decode_vec(piece, &mut out).ok()?;
+        text = rest;
     }
+    STANDARD.decode_vec(text, &mut out).ok()?;
     Some(out.into())
-}
-
-/// A piece that ends in its first `=`, with as many as it needs.
-fn padded(piece: &[u8]) -> Option<Vec<u8>> {
-    let mut piece = piece.to_vec();
-    match piece.len() % 4 {
-        0 => {}
-        3 => piece.push(b'='),
-        _ => return None,
-    }
-    Some(piece)
 }
 
 impl BodySource for Decoded {

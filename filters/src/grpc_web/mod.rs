@@ -2,7 +2,7 @@
 //! body, and in text mode both bodies are base64. Source: `envoy/extensions/filters/http/grpc_web/v3/grpc_web.proto`, gRPC's
 //! `PROTOCOL-WEB.md`.
 
-mod body;
+pub mod body;
 
 use crate::config::decode;
 use crate::grpc_stats::{Cache, Methods};

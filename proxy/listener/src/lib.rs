@@ -11,6 +11,7 @@ pub mod drain;
 pub mod filters;
 mod listener_filter;
 pub mod manager;
+pub mod proxy_header;
 mod slot;
 mod socket;
 mod stats;
