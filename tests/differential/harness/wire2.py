@@ -206,7 +206,7 @@ def answers(frames):
 
 def serve(peer, name, script):
     """A scripted HTTP/2 upstream. An answer is None (its own), or a list of actions: ("headers", pairs, end), ("data", bytes, end),
-    ("reset", code), ("goaway", code), "close", or seconds to wait. Streams are answered in the order in which they end."""
+    ("reset", code), ("goaway", code), ("raw", bytes of the stream's number), "close", or seconds to wait. Streams are answered in the order in which they end."""
     reader, answered = Reader(), set()
     lock = threading.Lock()
     peer.sendall(settings(max_concurrent_streams=100, initial_window_size=1 << 20, enable_connect_protocol=1) + frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 1 << 24)))
@@ -244,6 +244,8 @@ def answer(peer, lock, number, actions, name):
                     peer.close()
                 elif action[0] == "headers":
                     peer.sendall(headers(number, action[1], action[2]))
+                elif action[0] == "raw":
+                    peer.sendall(action[1](number))
                 elif action[0] == "data":
                     peer.sendall(data(number, action[1], action[2]))
                 elif action[0] == "reset":

@@ -1,7 +1,7 @@
 //! The server side of one HTTP/2 connection: accepts streams, pings, drains and ends it. Its task is the connection's; each
 //! stream runs as a local task of its own.
 
-use crate::h2::guard::{Guard, Unshown};
+use crate::h2::guard::{Guard, Offence, Unshown};
 use crate::h2::io::{Heard, Io};
 use crate::h2::keepalive::Pinger;
 use crate::h2::lend::Lender;
@@ -228,7 +228,11 @@ where
             (guard.offence(), guard.is_opening())
         };
         if let Some(offence) = offence {
-            offence.count(&self.options.stats);
+            if offence == Offence::Messaging && opening {
+                self.unserved(0, details::H2_MESSAGING, WhyUnserved::Malformed);
+            } else {
+                offence.count(&self.options.stats);
+            }
             return ConnectionEnd::Protocol(offence.details());
         }
         // A head that does not decode, or says what no head may.
