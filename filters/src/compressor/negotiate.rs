@@ -41,16 +41,6 @@ pub enum Decision<'a> {
     Compressor(&'a [u8]),
 }
 
-impl<'a> Decision<'a> {
-    /// The encoding that was chosen, if one was.
-    pub fn encoding(&self) -> Option<&'a [u8]> {
-        match self {
-            Self::NotValid | Self::Identity => None,
-            Self::Wildcard(encoding) | Self::Compressor(encoding) => Some(encoding),
-        }
-    }
-}
-
 /// Chooses by the client's preference (q); among equals the first that it names, or the first of the chain if `choose_first`.
 pub fn choose<'a>(accept: &[u8], usable: impl Iterator<Item = &'a [u8]>, choose_first: bool) -> Decision<'a> {
     let mut allowed: Vec<&[u8]> = Vec::new();

@@ -87,7 +87,16 @@ pub enum Rule {
         ports: Option<RangeInclusive<i64>>,
     },
     /// A certificate that a CA vouches for; with a name, one that bears it.
-    Mtls(Option<(SanType, StringMatcher)>),
+    Mtls(Option<SanMatcher>),
+}
+
+/// `SubjectAltNameMatcher`.
+#[derive(Debug)]
+pub struct SanMatcher {
+    kind: SanType,
+    matcher: StringMatcher,
+    /// Dotted OID of OTHER_NAME.
+    oid: String,
 }
 
 /// Compiles rules, and says what is wrong with them. Nesting is bounded by the protobuf decoder.
@@ -242,9 +251,8 @@ impl Compiler<'_> {
         };
         let at = at.field("san_matcher");
         let kind = match SanType::try_from(san.san_type) {
-            Ok(SanType::OtherName) => {
-                self.report.unsupported(&at.field("san_type"), "OTHER_NAME in RBAC");
-                return None;
+            Ok(SanType::OtherName) if san.oid.is_empty() => {
+                return self.refuse(&at.field("oid"), "OTHER_NAME without an oid", "give the OID");
             }
             Ok(SanType::Unspecified) | Err(_) => {
                 return self.refuse(&at.field("san_type"), san.san_type.to_string(), "name the kind of SAN");
@@ -252,7 +260,8 @@ impl Compiler<'_> {
             Ok(kind) => kind,
         };
         let Some(matcher) = &san.matcher else { return self.refuse(&at.field("matcher"), "nothing", "say which names match") };
-        Some(Rule::Mtls(Some((kind, StringMatcher::compile(matcher, &at.field("matcher"), self.report)?))))
+        let matcher = StringMatcher::compile(matcher, &at.field("matcher"), self.report)?;
+        Some(Rule::Mtls(Some(SanMatcher { kind, matcher, oid: san.oid.clone() })))
     }
 }
 
@@ -301,7 +310,7 @@ impl Rule {
             }
             Self::Mtls(san) => {
                 connection.tls.as_ref().is_some_and(|tls| tls.peer_validated)
-                    && san.as_ref().is_none_or(|(kind, matcher)| subject.certificate().is_some_and(|c| has_san(c, *kind, matcher)))
+                    && san.as_ref().is_none_or(|san| subject.certificate().is_some_and(|c| has_san(c, san)))
             }
         }
     }
@@ -313,15 +322,19 @@ fn has_name(certificate: Option<&CertInfo>, matcher: &StringMatcher) -> bool {
     certificate.uri_sans.iter().chain(&certificate.dns_sans).any(|san| matcher.matches(san)) || matcher.matches(&certificate.subject)
 }
 
-fn has_san(certificate: &CertInfo, kind: SanType, matcher: &StringMatcher) -> bool {
+fn has_san(certificate: &CertInfo, SanMatcher { kind, matcher, oid }: &SanMatcher) -> bool {
     let sans = match kind {
         SanType::Email => &certificate.email_sans,
         SanType::Dns => &certificate.dns_sans,
         SanType::Uri => &certificate.uri_sans,
         SanType::IpAddress => &certificate.ip_sans,
-        SanType::Unspecified | SanType::OtherName => return false,
+        SanType::OtherName => {
+            let mut all = certificate.other_san_oids.iter().zip(&certificate.other_sans);
+            return all.any(|(kind, value)| kind == oid && matcher.matches(value));
+        }
+        SanType::Unspecified => return false,
     };
-    match matcher.as_exact().filter(|_| kind == SanType::Dns) {
+    match matcher.as_exact().filter(|_| *kind == SanType::Dns) {
         Some(name) => sans.iter().any(|san| is_dns_name(san, name)),
         None => sans.iter().any(|san| matcher.matches(san)),
     }

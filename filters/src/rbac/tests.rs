@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use nuncio_core::diag::Report;
 use nuncio_core::filter::HttpFilter;
 use nuncio_core::info::TrafficDirection;
+use nuncio_core::info::{CertInfo, TlsInfo};
 use nuncio_core::network::{NetworkAction, NetworkFilter};
 use nuncio_core::registry::{NetworkFilterFactory, Server};
 use nuncio_core::test_kit::{self as kit, FakeRoute};
@@ -247,6 +248,27 @@ fn names_of_certificates() {
         let info = StreamInfo::new(Rc::new(ConnectionInfo { tls, ..kit::connection() }), None);
         let subject = Subject { request: None, info: &info, route: None };
         assert_eq!(engine.decide(&subject).allowed, wanted, "{principal}");
+    }
+}
+
+#[test]
+fn other_names_are_told_by_their_oid() {
+    let certificate = CertInfo {
+        other_sans: vec!["ann".into(), "bob".into()],
+        other_san_oids: vec!["1.2.3".into(), "1.2.4".into()],
+        ..CertInfo::default()
+    };
+    let mut tls = TlsInfo { peer_chain: vec![vec![0]], peer_validated: true, ..TlsInfo::default() };
+    tls.peer = std::sync::OnceLock::from(certificate);
+    let tls = std::sync::Arc::new(tls);
+    for (oid, name, wanted) in [("1.2.3", "ann", true), ("1.2.3", "bob", false), ("1.2.4", "bob", true), ("1.2", "ann", false)] {
+        let config = "type.googleapis.com/envoy.extensions.rbac.principals.mtls_authenticated.v3.Config";
+        let san = format!("{{san_type: OTHER_NAME, oid: '{oid}', matcher: {{exact: {name}}}}}");
+        let principal = format!("{{custom: {{name: m, typed_config: {{'@type': {config}, san_matcher: {san}}}}}}}");
+        let rules: Rbac = read(&format!("policies: {{p: {{permissions: [{{any: true}}], principals: [{principal}]}}}}"));
+        let engine = Engine::of_rules(&rules, Layer::Network, &At::Root, &mut Report::new()).unwrap();
+        let info = StreamInfo::new(Rc::new(ConnectionInfo { tls: Some(tls.clone()), ..kit::connection() }), None);
+        assert_eq!(engine.decide(&Subject { request: None, info: &info, route: None }).allowed, wanted, "{oid} {name}");
     }
 }
 

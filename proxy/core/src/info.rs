@@ -42,6 +42,8 @@ pub struct CertInfo {
     pub email_sans: Vec<String>,
     /// Values of otherName entries, as text.
     pub other_sans: Vec<String>,
+    /// Dotted OIDs of these.
+    pub other_san_oids: Vec<String>,
     pub not_before: Option<SystemTime>,
     pub not_after: Option<SystemTime>,
     /// URL-encoded PEM of the certificate, as x-forwarded-client-cert's `Cert=`.
