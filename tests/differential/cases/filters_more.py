@@ -5,14 +5,37 @@ from harness import tls
 from harness.config import cluster, file_log, route, to, typed
 from harness.setup import Setup, reply
 
-from .ext_authz import answer, ask as ask_authz, authz, grpc, http, option, over_grpc, patterns, pb, per_route, setup as authz_setup
+from .ext_authz import answer, ask as ask_authz, authz as authz_filter, http as http_service, option, over_grpc, patterns, pb, per_route, setup as authz_setup
 from .filters import http as every
-from .global_ratelimit import ask as ask_limit, limit, said, setup as global_setup, status
-from .rbac import allow, call, constant, packed, select
+from .global_ratelimit import ask as ask_limit, limit as limit_filter, said, setup as global_setup, status
+from .rbac import allow, by, call, constant, packed, select
+from .tls import socket
 
 ALWAYS = {"default_value": {"numerator": 100}}
 STATE = "envoy.filters.http.ext_authz"
 AUTHZ_LOG = "code=[%RESPONSE_CODE%] details=[%RESPONSE_CODE_DETAILS%] flags=[%RESPONSE_FLAGS%] route=[%ROUTE_NAME%] cluster=[%UPSTREAM_CLUSTER%]"
+
+
+# Nothing here waits for a timeout of a service: no busy machine may run into one.
+PATIENT = "60s"
+
+
+def http(**fields):
+    return http_service(PATIENT, **fields)
+
+
+def authz(service=None, **fields):
+    return authz_filter(service or {"http_service": http()}, **fields)
+
+
+def grpc(**fields):
+    return authz_filter({"grpc_service": {"envoy_grpc": {"cluster_name": "auth"}, "timeout": PATIENT}, "transport_api_version": "V3"}, **fields)
+
+
+def limit(**fields):
+    found = limit_filter(**fields)
+    found["typed_config"]["timeout"] = PATIENT
+    return found
 
 
 def state(name, *fields):
@@ -260,5 +283,22 @@ def conditions():
     return [packed("more conditions", rules, [(str(team), {"headers": [("x-team", team)] if team else []}) for team in (None, "blue", "red", "green")])]
 
 
+def other_names():
+    """Principals by a name of a kind that an OID tells."""
+    tls.prepare()
+    oid = "1.3.6.1.4.1.311.20.2.3"
+    tls.make("named", "/CN=named", f"otherName:{oid};UTF8:ann@test,otherName:1.2.3.4;UTF8:bob", "ca")
+
+    def principal(oid, **matcher):
+        return {"custom": {"name": "envoy.rbac.principals.mtls_authenticated", "typed_config": typed("rbac.principals.mtls_authenticated.v3.Config", san_matcher={"san_type": "OTHER_NAME", "oid": oid, "matcher": matcher})}}
+    rules = {"exact": by(principal(oid, exact="ann@test")), "suffix": by(principal(oid, suffix="@test")), "second": by(principal("1.2.3.4", exact="bob")), "crossed": by(principal("1.2.3.4", exact="ann@test")),
+             "nobody": by(principal("1.2.3", exact="bob"))}
+    cases = [(cert, {"tls": {"sni": "host.test", "cert": cert}}) for cert in ("named", "client")]
+    return [packed("other names", rules, cases, chain=socket("ca.pem"))]
+
+
 def setups():
-    return [*shadow(), *calls(), *clearing(), *peers(), *retry_after(), *shares(), *compression(), *formatters(), *expressions(), *texts(), *conditions()]
+    found = [*other_names(), *shadow(), *calls(), *clearing(), *peers(), *retry_after(), *shares(), *compression(), *formatters(), *expressions(), *texts(), *conditions()]
+    for case in (case for setup in found for case in setup.cases):
+        case.wait = 60.0
+    return found
