@@ -158,7 +158,8 @@ fn a_100_continue_of_the_upstream_is_passed_if_asked_for() {
                     assert!(text.contains("expect: 100-continue"), "{text}");
                     assert!(text.ends_with("\r\n\r\n"), "the body waits: {text}");
                     continued = true;
-                    stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap();
+                    // Once is all that the client gets, as from Envoy: repeats without end would pile up before a client that does not read.
+                    stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n").unwrap();
                 } else if text.ends_with("hello") {
                     stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").unwrap();
                 }
@@ -170,7 +171,8 @@ fn a_100_continue_of_the_upstream_is_passed_if_asked_for() {
     client.send(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\nexpect: 100-continue\r\n\r\n").unwrap();
     assert_eq!(client.read_any(false).unwrap().status, 100);
     client.send(b"hello").unwrap();
-    assert_eq!(client.read(false).unwrap().text(), "ok");
+    let answer = client.read_any(false).unwrap();
+    assert_eq!((answer.status, answer.text()), (200, "ok".to_string()));
 }
 
 #[test]

@@ -132,7 +132,7 @@ impl Attempt<'_> {
                 match stream.poll_response(cx) {
                     Poll::Ready(Ok(head)) if head.status.is_informational() && head.status != http::StatusCode::SWITCHING_PROTOCOLS => {
                         self.touch();
-                        if head.status == http::StatusCode::CONTINUE && self.proxy_continue {
+                        if head.status == http::StatusCode::CONTINUE && std::mem::take(&mut self.proxy_continue) {
                             self.streams.informational.send(&head);
                         }
                     }
