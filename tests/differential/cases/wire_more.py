@@ -8,7 +8,7 @@ import struct
 import time
 
 from harness import wire2
-from harness.config import cluster, http2_options, to
+from harness.config import cluster, to
 from harness.setup import Setup, reply
 
 NEXT = b"GET /next HTTP/1.1\r\nHost: host\r\n\r\n"
@@ -175,10 +175,16 @@ def chunks():
     return rows
 
 
+def once(name="a", **options):
+    """A cluster that asks once on each connection: what is left of a case, or a close that is on its way, is none to the next case."""
+    extension = {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {"@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions", "explicit_http_config": options,
+                                                                            "common_http_protocol_options": {"max_requests_per_connection": 1}}}
+    return cluster(name, typed_extension_protocol_options=extension)
+
+
 def h1_trailers():
     options = {"http_protocol_options": {"enable_trailers": True}}
-    extension = {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {"@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions", "explicit_http_config": options}}
-    return {"hcm": options, "clusters": [cluster("a", typed_extension_protocol_options=extension)]}
+    return {"hcm": options, "clusters": [once(**options)]}
 
 
 def requests():
@@ -225,7 +231,7 @@ def answers():
         rows[f"whole {name}"] = [data, "fin"]
     for name, body in chunks().items():
         rows[f"chunks {name}"] = [head(CHUNKED, start="HTTP/1.1 200 OK", body=body), "fin"]
-    setup, passed = Setup("answers", ignore=SHOWN), Setup("answers-trailers", ignore=SHOWN, **h1_trailers())
+    setup, passed = Setup("answers", ignore=SHOWN, clusters=[once(http_protocol_options={})]), Setup("answers-trailers", ignore=SHOWN, **h1_trailers())
     for name, actions in rows.items():
         setup.script(name, tells(), upstream=[actions])
         if name.startswith("chunks trailer"):
@@ -399,7 +405,7 @@ def h2_answers():
     raw("window overflow", lambda number: wire2.frame(8, 0, 0, b"\x7f\xff\xff\xff") + wire2.headers(number, [(":status", "200")], True))
     raw("frame too large", lambda number: wire2.headers(number, [(":status", "200")]) + wire2.data(number, b"x" * 20000, True))
     raw("http/1", lambda number: b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-    setup = Setup("h2-answers", clusters=[cluster("two", typed_extension_protocol_options=http2_options())], upstreams={"two": "h2"}, ignore=SHOWN, routes=[{"match": {"prefix": "/"}, "route": to("two")}])
+    setup = Setup("h2-answers", clusters=[once("two", http2_protocol_options={})], upstreams={"two": "h2"}, ignore=SHOWN, routes=[{"match": {"prefix": "/"}, "route": to("two")}])
     for name, actions in rows.items():
         setup.script(name, tells(), upstream=[actions])
     return setup
