@@ -96,3 +96,68 @@ fn the_same_address_twice_is_one_host() {
     c.update_endpoints(&hosts(&[("10.0.0.1:80", 1), ("10.0.0.1:80", 9)])).unwrap();
     assert_eq!(c.hosts().len(), 1);
 }
+
+/// Hundreds of endpoints in three zones, of which `gone` says who is missing.
+fn crowd(hosts: u32, gone: impl Fn(u32) -> bool) -> ClusterLoadAssignment {
+    use nuncio_proto::envoy::config::core::v3 as core;
+    use nuncio_proto::envoy::config::endpoint::v3 as pb;
+    let endpoint = |i: u32| {
+        let socket = core::SocketAddress {
+            address: std::net::Ipv4Addr::from(0x0a00_0000 + i).to_string(),
+            port_specifier: Some(core::socket_address::PortSpecifier::PortValue(80)),
+            ..Default::default()
+        };
+        let address = core::Address { address: Some(core::address::Address::SocketAddress(socket)) };
+        let endpoint = pb::Endpoint { address: Some(address), ..Default::default() };
+        pb::LbEndpoint { host_identifier: Some(pb::lb_endpoint::HostIdentifier::Endpoint(endpoint)), ..Default::default() }
+    };
+    let zone = |zone: u32| pb::LocalityLbEndpoints {
+        locality: Some(core::Locality { zone: format!("z{zone}"), ..Default::default() }),
+        lb_endpoints: (0..hosts).filter(|i| i % 3 == zone && !gone(*i)).map(endpoint).collect(),
+        ..Default::default()
+    };
+    ClusterLoadAssignment { cluster_name: "big".into(), endpoints: (0..3).map(zone).collect(), ..Default::default() }
+}
+
+#[test]
+fn large_clusters_churn() {
+    const HOSTS: u32 = 900;
+    for policy in ["ROUND_ROBIN", "LEAST_REQUEST", "MAGLEV"] {
+        let m = manager("{}");
+        let yaml = format!("name: big\ntype: EDS\nlb_policy: {policy}\neds_cluster_config: {{eds_config: {{ads: {{}}}}}}");
+        m.apply(&proto(&yaml), true, &mut Report::new()).unwrap();
+        m.update_endpoints("big", Some(&crowd(HOSTS, |_| false))).unwrap_or_else(|r| panic!("{}", r.summary()));
+        let c = m.get("big").unwrap();
+        let first: HashMap<_, _> = c.hosts().iter().map(|h| (h.address().clone(), h.clone())).collect();
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        // Another worker picks all the while.
+        let (busy, stopped) = (c.clone(), stop.clone());
+        let picking = std::thread::spawn(move || {
+            let mut picks = 0u64;
+            while !stopped.load(Ordering::Relaxed) || picks == 0 {
+                let cx = LbContext { hash: Some(picks.wrapping_mul(0x9e37_79b9_7f4a_7c15)), ..LbContext::default() };
+                assert!(Upstreams::current().pick(&busy, &cx).is_some());
+                picks += 1;
+            }
+        });
+        for round in 0..8u32 {
+            let gone = |i: u32| (i + round).is_multiple_of(10);
+            m.update_endpoints("big", Some(&crowd(HOSTS, gone))).unwrap_or_else(|r| panic!("{}", r.summary()));
+            let hosts = c.hosts();
+            assert_eq!((hosts.len(), c.membership().healthy), (810, 810));
+            // Nobody who stays is another, and nobody who left is picked.
+            let always = hosts.iter().filter(|h| h.same(&first[h.address()])).count();
+            assert!(always >= 810 - 90 * round as usize, "{always} in round {round}");
+            let here: std::collections::HashSet<_> = hosts.iter().map(|h| h.address().to_string()).collect();
+            let picked = spread(&c, 900, &LbContext::default());
+            assert!(picked.keys().all(|host| here.contains(host)));
+            assert!(policy != "ROUND_ROBIN" || picked.len() == 810, "{} picked", picked.len());
+        }
+        stop.store(true, Ordering::Relaxed);
+        picking.join().unwrap();
+        assert_eq!(c.endpoint_stats().counter("membership_change").value(), 9);
+        m.update_endpoints("big", Some(&crowd(0, |_| true))).unwrap_or_else(|r| panic!("{}", r.summary()));
+        assert_eq!(c.hosts().len(), 0);
+        assert!(first.values().all(|h| h.is_removed()));
+    }
+}
