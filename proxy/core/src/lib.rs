@@ -22,6 +22,7 @@ pub mod message;
 pub mod network;
 pub mod proxy_protocol;
 pub mod registry;
+mod tls_info;
 #[cfg(feature = "test-kit")]
 pub mod test_kit;
 pub mod views;

@@ -13,8 +13,8 @@ mod logger;
 mod op;
 mod parse;
 mod time;
-mod value;
 mod tlv;
+mod value;
 
 pub use access_log::AccessLogs;
 pub use context::{AccessLogType, FormatContext};
@@ -23,5 +23,5 @@ pub use file::Files;
 pub use filter::LogFilter;
 pub use formatter::{DEFAULT_FORMAT, Formatter};
 pub use logger::{Logger, LoggerFactory, set_loggers};
-pub use value::{OpValue, ValueFactory, ValueSource, set_values};
 pub use tlv::Tlvs;
+pub use value::{OpValue, ValueFactory, ValueSource, set_values};
