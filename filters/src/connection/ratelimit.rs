@@ -70,12 +70,13 @@ struct Settings {
     server: Arc<Server>,
     client: Arc<GrpcClient>,
     domain: String,
-    /// Entries of each descriptor: keys, and formats of values.
-    descriptors: Box<[Box<[(String, Formatter)]>]>,
+    descriptors: Box<[Entries]>,
     deny: bool,
     stats: Stats,
 }
 
+/// A descriptor's keys, and formats of their values.
+type Entries = Box<[(String, Formatter)]>;
 type Answer = Result<RateLimitResponse, GrpcError>;
 
 impl Settings {
@@ -113,7 +114,7 @@ impl Settings {
             value.write(&FormatContext::new(&seen), &mut text);
             Entry { key: key.clone(), value: String::from_utf8_lossy(&text).into_owned() }
         };
-        let descriptor = |entries: &Box<[_]>| RateLimitDescriptor { entries: entries.iter().map(entry).collect(), ..Default::default() };
+        let descriptor = |entries: &Entries| RateLimitDescriptor { entries: entries.iter().map(entry).collect(), ..Default::default() };
         let descriptors = self.descriptors.iter().map(descriptor).collect();
         let request = RateLimitRequest { domain: self.domain.clone(), descriptors, hits_addend: 0 };
         let client = self.client.clone();
@@ -156,7 +157,7 @@ impl Settings {
 }
 
 /// The entries of a descriptor; none: refused.
-fn entries(p: &RateLimitDescriptor, at: &At<'_>, report: &mut Report) -> Option<Box<[(String, Formatter)]>> {
+fn entries(p: &RateLimitDescriptor, at: &At<'_>, report: &mut Report) -> Option<Entries> {
     let at_entries = at.field("entries");
     if p.entries.is_empty() {
         report.error(&at_entries, "nothing", "give at least one entry");

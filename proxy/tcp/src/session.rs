@@ -169,7 +169,10 @@ impl Session {
         tokio::select! {
             biased;
             result = asked => result,
-            () = gone(io) => Err(Stop::Flow(End::Downstream)),
+            () = gone(io) => {
+                self.flow.info.connection.detected_close.set(DetectedClose::RemoteReset);
+                Err(Stop::Flow(End::Downstream))
+            }
             () = drain.closing() => Err(Stop::Drained),
         }
     }
