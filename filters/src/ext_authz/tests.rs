@@ -19,7 +19,10 @@ fn filter(server: &Arc<Server>, yaml: &str) -> Arc<dyn HttpFilter> {
     kit::compile(&Factory, &read::<proto::ExtAuthz>(yaml), server).unwrap_or_else(|e| panic!("{e}"))
 }
 
-const GRPC: &str = "{transport_api_version: V3, grpc_service: {envoy_grpc: {cluster_name: auth}}";
+/// Timeouts: one that no busy machine runs into, and one that a service which hangs costs.
+const PATIENT: &str = "60s";
+const HASTY: &str = "0.05s";
+const GRPC: &str = "{transport_api_version: V3, grpc_service: {envoy_grpc: {cluster_name: auth}, timeout: 60s}";
 
 fn with(base: &str, more: &str) -> String {
     format!("{base}{more}}}")
@@ -130,10 +133,13 @@ fn errors_close_or_open() {
         assert_eq!(header(&ex, "x-envoy-auth-failure-mode-allowed").as_deref(), Some("true"));
         assert_eq!((count(&server, "error"), count(&server, "failure_mode_allowed")), (2, 1));
         // A service that hangs costs its timeout, and its garbage is an error.
+        let hasty = filter(&server, &with(&GRPC.replace(PATIENT, HASTY), ", status_on_error: {code: ServiceUnavailable}"));
         for answer in [Answer::Hang, Answer::Reset, Answer::Raw(b"\0\0\0\0\x01\xff"), Answer::Status(13, "broken"), Answer::Http(500)] {
-            let service = GrpcServer::start(move |_| answer.clone()).await;
+            let said = answer.clone();
+            let service = GrpcServer::start(move |_| said.clone()).await;
             cluster(&server, "auth", service.address, HTTP2);
-            assert_eq!(kit::request(&*closed, "auth", &mut request()).await.unwrap().status, 503);
+            let filter = if matches!(answer, Answer::Hang) { &hasty } else { &closed };
+            assert_eq!(kit::request(&**filter, "auth", &mut request()).await.unwrap().status, 503);
         }
     });
 }
@@ -262,7 +268,7 @@ fn enabled_by_metadata_and_runtime() {
     });
 }
 
-const HTTP: &str = "{http_service: {server_uri: {uri: 'http://auth.test:9000', cluster: auth, timeout: 0.05s}, path_prefix: /check, \
+const HTTP: &str = "{http_service: {server_uri: {uri: 'http://auth.test:9000', cluster: auth, timeout: 60s}, path_prefix: /check, \
                     authorization_request: {headers_to_add: [{key: x-added, value: '%REQ(:METHOD)%'}]}, authorization_response: {allowed_upstream_headers: {patterns: [{prefix: x-up}]}, \
                     allowed_client_headers: {patterns: [{exact: x-why}]}, allowed_client_headers_on_success: {patterns: [{exact: x-ok}]}, dynamic_metadata_from_headers: {patterns: [{exact: x-meta}]}}}";
 
@@ -321,7 +327,13 @@ fn http_service_fails() {
     run(async {
         for answer in ["HTTP/1.1 503 Down\r\ncontent-length: 0\r\n\r\n", "hang", "", "garbage\r\n\r\n"] {
             let (_service, server) = http_server(answer).await;
-            let reply = kit::request(&*filter(&server, &with(HTTP, "")), "auth", &mut request()).await.unwrap();
+            let reply = kit::request(
+                &*filter(&server, &with(&HTTP.replace(PATIENT, if answer == "hang" { HASTY } else { PATIENT }), "")),
+                "auth",
+                &mut request(),
+            )
+            .await
+            .unwrap();
             assert_eq!((reply.status, reply.details.as_ref()), (403, "ext_authz_error"), "{answer}");
         }
     });

@@ -17,7 +17,7 @@ fn read<M: nuncio_proto::Message + nuncio_proto::Name + Default>(yaml: &str) -> 
 fn filter(server: &Arc<Server>, more: &str) -> Arc<dyn HttpFilter> {
     let yaml = format!(
         "{{domain: shop, rate_limit_service: {{transport_api_version: V3, grpc_service: {{envoy_grpc: {{cluster_name: limits}}}}}}, \
-         timeout: 1s, rate_limits: [{{actions: [{{request_headers: {{header_name: x-user, descriptor_key: user}}}}]}}, \
+         timeout: 60s, rate_limits: [{{actions: [{{request_headers: {{header_name: x-user, descriptor_key: user}}}}]}}, \
          {{stage: 1, actions: [{{generic_key: {{descriptor_value: late}}}}]}}]{more}}}"
     );
     kit::compile(&Factory, &read::<proto::RateLimit>(&yaml), server).unwrap_or_else(|e| panic!("{e}"))
