@@ -157,5 +157,10 @@ mod tests {
         fn hostile(text in proptest::collection::vec(any::<u8>(), 0..50)) {
             let _ = decode(&text);
         }
+        #[test]
+        fn cuts_do_not_matter(text in "([AYQZg=]{4}){0,6}") {
+            let pieces: Option<Vec<Bytes>> = text.as_bytes().chunks(4).map(decode).collect();
+            prop_assert_eq!(decode(text.as_bytes()).map(|b| b.to_vec()), pieces.map(|p| p.concat()));
+        }
     }
 }
