@@ -30,12 +30,12 @@ impl Decoder {
     pub fn new(max: usize) -> Self {
         Self { buffer: BytesMut::new(), max }
     }
-    /// Adds bytes. Call [`Self::next`] until it gives none before adding more: the buffer then holds less than one message.
+    /// Adds bytes. Call [`Self::next_message`] until it gives none before adding more: the buffer then holds less than one message.
     pub fn push(&mut self, data: &[u8]) {
         self.buffer.extend_from_slice(data);
     }
     /// The next complete message.
-    pub fn next<M: Message + Default>(&mut self) -> Result<Option<M>, GrpcError> {
+    pub fn next_message<M: Message + Default>(&mut self) -> Result<Option<M>, GrpcError> {
         let Some(prefix) = self.buffer.first_chunk::<PREFIX>() else { return Ok(None) };
         let [flag, a, b, c, d] = *prefix;
         if flag != 0 {
@@ -72,9 +72,9 @@ mod tests {
             assert!(decoder.buffer.len() < wire.len());
             decoder.push(&[*byte]);
             if decoder.buffer.len() == wire.len() {
-                assert_eq!(decoder.next::<Duration>().unwrap(), Some(message));
+                assert_eq!(decoder.next_message::<Duration>().unwrap(), Some(message));
             }
-            assert_eq!(decoder.next::<Duration>().unwrap(), None);
+            assert_eq!(decoder.next_message::<Duration>().unwrap(), None);
         }
         assert!(!decoder.is_empty());
     }
@@ -84,7 +84,7 @@ mod tests {
         for (bytes, code) in [(&[1u8, 0, 0, 0, 0][..], 13), (&[0, 0xff, 0xff, 0xff, 0xff], 8), (&[0, 0, 0, 0, 1, 0xff], 13)] {
             let mut decoder = Decoder::new(100);
             decoder.push(bytes);
-            assert_eq!(decoder.next::<Duration>().unwrap_err().code, code, "{bytes:?}");
+            assert_eq!(decoder.next_message::<Duration>().unwrap_err().code, code, "{bytes:?}");
         }
     }
 }

@@ -147,10 +147,10 @@ impl GrpcClient {
         let mut head = RequestHead::new(Method::POST, self.authority.clone(), ByteStr::from_static(path));
         head.version = HttpVersion::Http2;
         head.headers.append(header::TE, HeaderValue::from_static("trailers"));
-        if let Some(timeout) = timeout {
-            if let Ok(value) = HeaderValue::from_str(&grpc_timeout_value(timeout)) {
-                head.headers.append(GRPC_TIMEOUT, value);
-            }
+        if let Some(timeout) = timeout
+            && let Ok(value) = HeaderValue::from_str(&grpc_timeout_value(timeout))
+        {
+            head.headers.append(GRPC_TIMEOUT, value);
         }
         head.headers.append(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         self.metadata.append(cx, &mut head.headers);
@@ -207,7 +207,7 @@ fn read<A: Message + Default>(answer: &attempt::Answer, max: usize) -> Result<A,
     status(&answer.head, answer.trailers.as_deref())?;
     let mut decoder = Decoder::new(max);
     decoder.push(&answer.body);
-    match decoder.next()? {
+    match decoder.next_message()? {
         Some(message) if decoder.is_empty() => Ok(message),
         _ => Err(GrpcError::internal("not exactly one message")),
     }

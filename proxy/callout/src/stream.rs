@@ -165,7 +165,7 @@ impl<A: Message + Default> GrpcStream<A> {
             }
         }
         loop {
-            if let Some(message) = self.decoder.next()? {
+            if let Some(message) = self.decoder.next_message()? {
                 return Poll::Ready(Ok(Some(message)));
             }
             match std::task::ready!(self.stream.poll_frame(cx)) {

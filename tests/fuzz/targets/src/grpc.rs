@@ -19,7 +19,7 @@ fn decoded<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (Vec<Struct>, Option<u
     for piece in pieces {
         decoder.push(piece);
         loop {
-            match decoder.next::<Struct>() {
+            match decoder.next_message::<Struct>() {
                 Ok(Some(message)) => messages.push(message),
                 Ok(None) => break,
                 Err(error) => return (messages, Some(error.code)),
