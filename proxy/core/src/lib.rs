@@ -22,9 +22,9 @@ pub mod message;
 pub mod network;
 pub mod proxy_protocol;
 pub mod registry;
-mod tls_info;
 #[cfg(feature = "test-kit")]
 pub mod test_kit;
+mod tls_info;
 pub mod views;
 
 pub use nuncio_stats as stats;

@@ -12,7 +12,7 @@ def authz(service=None, **fields):
     return extension("envoy.filters.http.ext_authz", "filters.http.ext_authz.v3.ExtAuthz", **(service or {"http_service": http()}), **fields)
 
 
-def http(timeout="0.4s", **fields):
+def http(timeout="5s", **fields):
     return {"server_uri": {"uri": "http://auth.test:9191/ignored", "cluster": "auth", "timeout": timeout}, **fields}
 
 
@@ -83,7 +83,7 @@ def modes():
     found = []
     for name, fields in (("allow", {"failure_mode_allow": True}), ("allow with header", {"failure_mode_allow": True, "failure_mode_allow_header_add": True}), ("status", {"status_on_error": {"code": 503}}),
                          ("status ok", {"status_on_error": {"code": 200}})):
-        s = setup(f"ext_authz {name}", authz({"http_service": http("0.2s")}, stat_prefix="waf", **fields))
+        s = setup(f"ext_authz {name}", authz({"http_service": http("1.5s")}, stat_prefix="waf", **fields))
         for case, answer in failing:
             s.get(case, "/", upstream=[answer], ignore=("upstream",) if case != "500" else ())
         found.append(s)
@@ -217,7 +217,7 @@ def ask(s, name, path="/", headers=(), method="GET", body=b"", **fields):
 
 
 def grpc(**fields):
-    return authz({"grpc_service": {"envoy_grpc": {"cluster_name": "auth"}, "timeout": "0.5s"}, "transport_api_version": "V3"}, **fields)
+    return authz({"grpc_service": {"envoy_grpc": {"cluster_name": "auth"}, "timeout": "2.5s"}, "transport_api_version": "V3"}, **fields)
 
 
 def over_grpc(name, *filters, **fields):
@@ -240,7 +240,7 @@ def service():
                        ("status 14", [("headers", [(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "14"), ("grpc-message", "x")], True)]),
                        ("http 503", [("headers", [(":status", "503")], True)]), ("reset", [("reset", 2)]), ("no message", [("headers", [(":status", "200"), ("content-type", "application/grpc")], False), ("headers", [("grpc-status", "0")], True)]),
                        ("garbage", [("headers", [(":status", "200"), ("content-type", "application/grpc")], False), ("data", b"\0\0\0\0\2\xff\xff", False), ("headers", [("grpc-status", "0")], True)]),
-                       ("hangs", [3.0])):
+                       ("hangs", [6.0])):
         ask(s, name, "/", upstream=[said])
     every = over_grpc("ext_authz grpc more", grpc(encode_raw_headers=True, include_tls_session=True, include_peer_certificate=True, disallowed_headers=patterns("x-secret"), with_request_body={"max_request_bytes": 5, "allow_partial_message": True, "pack_as_bytes": True}),
                       routes=[route("/r", typed_per_filter_config=per_route(check_settings={"context_extensions": {"a": "route"}}), metadata={"filter_metadata": {"ns": {"k": "v"}}}), route("/")])

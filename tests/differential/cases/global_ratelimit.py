@@ -10,7 +10,7 @@ STATS = ["ratelimit", r"^cluster\.limits\.upstream_rq_(total|\d+|completed|timeo
 
 def limit(**more):
     service = {"grpc_service": {"envoy_grpc": {"cluster_name": "limits"}}, "transport_api_version": "V3"}
-    return extension("envoy.filters.http.ratelimit", "filters.http.ratelimit.v3.RateLimit", domain="shop", timeout="0.5s", rate_limit_service=service, **more)
+    return extension("envoy.filters.http.ratelimit", "filters.http.ratelimit.v3.RateLimit", domain="shop", timeout="2.5s", rate_limit_service=service, **more)
 
 
 def setup(name, *filters, **more):
@@ -66,7 +66,7 @@ def answers():
     ask(s, "no descriptor", headers=())
     ask(s, "grpc", headers=(("x-user", "a"), ("content-type", "application/grpc")), upstream=[said(2, body=b"slow")])
     ask(s, "fails", upstream=[[("headers", [(":status", "200"), ("content-type", "application/grpc"), ("grpc-status", "14")], True)]])
-    ask(s, "hangs", upstream=[[3.0]])
+    ask(s, "hangs", upstream=[[6.0]])
     ask(s, "reset", upstream=[[("reset", 2)]])
     deny = setup("ratelimit deny", limit(failure_mode_deny=True, status_on_error={"code": 503}, stat_prefix="edge", rate_limited_status={"code": 508}, rate_limited_as_resource_exhausted=True, disable_x_envoy_ratelimited_header=True))
     ask(deny, "fails", upstream=[[("headers", [(":status", "503")], True)]])
