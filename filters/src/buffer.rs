@@ -2,7 +2,7 @@
 //! Source: `envoy/extensions/filters/http/buffer/v3/buffer.proto`.
 
 use crate::config::decode;
-use crate::whole::{Collected, collect, too_long};
+use crate::whole::{Collected, collect_request, too_long};
 use http::{HeaderValue, header};
 use nuncio_core::diag::{At, Report};
 use nuncio_core::filter::{FilterAction, FilterCx, HttpFilter, Needs, Outcome};
@@ -72,7 +72,7 @@ impl HttpFilter for Filter {
         }
         FilterAction::Await(Box::pin(async move {
             let ex = &mut *cx.ex;
-            match collect(&mut ex.request_body, limit, false).await {
+            match collect_request(ex, limit, false).await {
                 Collected::TooLong => return Outcome::Respond(too_long()),
                 Collected::Whole(data, false) if !ex.request.headers.contains(&header::CONTENT_LENGTH) => {
                     ex.request.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(data.len()));

@@ -1,7 +1,7 @@
 //! Collects a request's body for filters that must see it before the request goes on, and puts it back. Runs on a worker.
 
 use bytes::{Bytes, BytesMut};
-use nuncio_core::{Body, BodySource, Frame, Headers, LocalReply, StreamError};
+use nuncio_core::{Body, BodySource, Exchange, Frame, Headers, LocalReply, StreamError};
 use std::collections::VecDeque;
 use std::task::{Context, Poll};
 
@@ -32,6 +32,13 @@ pub fn broken() -> Box<LocalReply> {
 #[cfg(test)]
 pub fn failing() -> Body {
     Body::Stream(Box::new(Failed(Some(StreamError::Protocol("http1.codec_error")))))
+}
+
+/// [`collect`] for the request of an exchange, which then counts as read.
+pub async fn collect_request(ex: &mut Exchange, limit: usize, part: bool) -> Collected {
+    let found = collect(&mut ex.request_body, limit, part).await;
+    ex.info.request_meter.awaited.set(matches!(found, Collected::Whole(..)));
+    found
 }
 
 /// Reads `body` to its end, or until `limit` bytes are there. More is too long, or, if `part` will do, stays to be read.

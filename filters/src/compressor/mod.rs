@@ -244,10 +244,6 @@ impl HttpFilter for Filter {
             })
             .flatten()
             .and_then(|why| status(headers, library, why));
-        // Caches must know that the answer depends on what was accepted, compressed or not.
-        if compressible && code_allows {
-            vary(headers);
-        }
         match wanted.then(|| library.encoder()).flatten() {
             Some(encoder) => {
                 self.change_etag(headers);
@@ -258,11 +254,13 @@ impl HttpFilter for Filter {
             }
             None => direction.stats.not_compressed.inc(),
         }
+        // Caches must know that the answer depends on what was accepted, compressed or not.
+        if compressible && code_allows {
+            vary(headers);
+        }
         // One value for each compressor of the chain.
-        if let Some(status) = status
-            && let Some(response) = &mut ex.response
-        {
-            response.headers.append(STATUS, status);
+        if let Some(status) = status {
+            headers.append(STATUS, status);
         }
     }
 }

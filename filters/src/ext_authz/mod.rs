@@ -13,7 +13,7 @@ pub(crate) mod verdict;
 
 use crate::cluster_stats;
 use crate::config::decode;
-use crate::whole::{Collected, broken, collect, too_long};
+use crate::whole::{Collected, broken, collect_request, too_long};
 use ::http::{HeaderName, HeaderValue};
 use check::Sent;
 use nuncio_callout::Meter;
@@ -124,7 +124,7 @@ impl Filter {
         let buffering = route.as_ref().and_then(|r| r.buffering).unwrap_or(settings.buffering);
         let mut body = None;
         if let Some(buffering) = buffering.filter(|_| !cx.ex.request_body.is_end() && cx.ex.request.protocol.is_none()) {
-            body = match collect(&mut cx.ex.request_body, buffering.max, buffering.partial).await {
+            body = match collect_request(cx.ex, buffering.max, buffering.partial).await {
                 Collected::Whole(data, _) => Some(Sent { size: data.len(), data }).filter(|s| s.size > 0),
                 Collected::Part(data, size) => Some(Sent { data, size }),
                 Collected::TooLong => return Outcome::Respond(too_long()),

@@ -11,7 +11,7 @@ use crate::config::{decode, duration, stat_scope};
 use crate::secret::Made;
 use crate::shared::Shared;
 use crate::signing::{self, Keys};
-use crate::whole::{Collected, broken, collect, too_long};
+use crate::whole::{Collected, broken, collect_request, too_long};
 use aws_lc_rs::hmac;
 use http::{HeaderName, HeaderValue, header};
 use nuncio_core::diag::At;
@@ -184,7 +184,7 @@ impl HttpFilter for Filter {
             };
         }
         FilterAction::Await(Box::pin(async move {
-            let body = match collect(&mut ex.request_body, max, false).await {
+            let body = match collect_request(ex, max, false).await {
                 Collected::Whole(body, _) => body,
                 Collected::TooLong | Collected::Part(..) => return Outcome::Respond(too_long()),
                 Collected::Failed => {

@@ -219,6 +219,8 @@ pub struct UpstreamInfo {
 pub struct BodyMeter {
     pub bytes: Cell<u64>,
     pub last: Cell<Option<Instant>>,
+    /// A filter read the body to its end before the request went on: whatever answers comes after the body.
+    pub awaited: Cell<bool>,
 }
 
 /// What is known of one stream.

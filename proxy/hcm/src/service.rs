@@ -221,7 +221,8 @@ impl HttpConnection {
         ex.info.response_header_bytes = head.headers.byte_size() as u64;
         ex.info.first_downstream_tx = Some(ex.info.elapsed());
         // As Envoy, which reads the body after the head: what is answered at once is answered before the body.
-        let early = active.has_body && !self.suspended.get() && !ex.request.version.is_multiplexed();
+        let early =
+            active.has_body && !self.suspended.get() && !ex.info.request_meter.awaited.get() && !ex.request.version.is_multiplexed();
         if early {
             config.stats.downstream_rq_rx_reset.inc();
             ex.info.last_downstream_rx = None;

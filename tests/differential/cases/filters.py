@@ -72,8 +72,8 @@ def mutation():
 
 
 def others():
-    buffer = Setup("buffer", filters=[http("buffer", "Buffer", max_request_bytes=10)], routes=[route("/off", to(), **per_route("buffer", "BufferPerRoute", disabled=True)), route("/more", to(), **per_route("buffer", "BufferPerRoute", buffer={"max_request_bytes": 20})), route("/", to())])
-    for path in ("/", "/off", "/more"):
+    buffer = Setup("buffer", filters=[http("buffer", "Buffer", max_request_bytes=10)], routes=[route("/direct", direct_response=say("d")), route("/off", to(), **per_route("buffer", "BufferPerRoute", disabled=True)), route("/more", to(), **per_route("buffer", "BufferPerRoute", buffer={"max_request_bytes": 20})), route("/", to())])
+    for path in ("/", "/off", "/more", "/direct"):
         for size in (0, 5, 10, 11, 15, 25):
             buffer.get(f"{path} {size}", path, method="POST", body=b"x" * size)
             if size:

@@ -18,6 +18,8 @@ use std::time::Duration;
 
 /// Bytes that a mirror may lag behind.
 const LAG: usize = 1 << 20;
+/// What a piece that waits costs beside its bytes.
+const PIECE: usize = size_of::<Frame>();
 
 #[derive(Default)]
 struct Queue {
@@ -48,7 +50,7 @@ impl Tee {
             Frame::Trailers(trailers) => Frame::Trailers(Box::new(Headers::clone(trailers))),
         };
         if let Frame::Data(data) = &copy {
-            queue.bytes += data.len();
+            queue.bytes += data.len() + PIECE;
             if queue.bytes > LAG {
                 queue.overflowed = true;
                 queue.frames.clear();
@@ -95,7 +97,7 @@ impl BodySource for TeeBody {
         match queue.frames.pop_front() {
             Some(frame) => {
                 if let Frame::Data(data) = &frame {
-                    queue.bytes = queue.bytes.saturating_sub(data.len());
+                    queue.bytes = queue.bytes.saturating_sub(data.len() + PIECE);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }

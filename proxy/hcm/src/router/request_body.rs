@@ -2,7 +2,7 @@
 //! may still retry and the limit allows, and copied to mirrors. Belongs to one worker.
 
 use super::mirror::Tee;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use nuncio_core::{Body, Frame, Headers, StreamError};
 use nuncio_upstream::UpstreamStream;
 use std::collections::VecDeque;
@@ -34,12 +34,42 @@ pub struct RequestPump {
     tees: Vec<Tee>,
 }
 
+/// Pieces up to this size are put together when they are kept: many one-byte chunks would cost many times their bytes.
+const SMALL: usize = 512;
+
 #[derive(Default)]
 struct Kept {
     data: Vec<Bytes>,
+    /// Small pieces that follow `data`.
+    tail: BytesMut,
     trailers: Option<Box<Headers>>,
     bytes: usize,
     limit: usize,
+}
+
+impl Kept {
+    /// Adds a piece. False if that is more than may be kept.
+    fn push(&mut self, piece: &Bytes) -> bool {
+        self.bytes += piece.len();
+        // The first piece is mostly the only one, and is not copied.
+        if piece.len() <= SMALL && !self.data.is_empty() {
+            self.tail.extend_from_slice(piece);
+        } else {
+            self.close_tail();
+            self.data.push(piece.clone());
+        }
+        self.bytes <= self.limit
+    }
+    fn close_tail(&mut self) {
+        if !self.tail.is_empty() {
+            self.data.push(std::mem::take(&mut self.tail).freeze());
+        }
+    }
+    /// All pieces in order.
+    fn pieces(&mut self) -> &mut Vec<Bytes> {
+        self.close_tail();
+        &mut self.data
+    }
 }
 
 impl RequestPump {
@@ -87,8 +117,8 @@ impl RequestPump {
     }
     /// Starts over for another attempt. False if what was read is gone.
     pub fn rewind(&mut self) -> bool {
-        let Some(kept) = &self.kept else { return false };
-        self.queue = kept.data.iter().cloned().map(Frame::Data).collect();
+        let Some(kept) = &mut self.kept else { return false };
+        self.queue = kept.pieces().iter().cloned().map(Frame::Data).collect();
         if let Some(trailers) = &kept.trailers {
             self.queue.push_back(Frame::Trailers(trailers.clone()));
         }
@@ -111,12 +141,13 @@ impl RequestPump {
     /// Takes the body of a complete request that was kept in full, for a request that follows this one. Trailers do not go with it.
     pub fn take_kept(&mut self) -> Body {
         let Some(mut kept) = self.kept.take() else { return Body::Empty };
-        match (kept.data.pop(), kept.data.is_empty()) {
+        let pieces = kept.pieces();
+        match (pieces.pop(), pieces.is_empty()) {
             (None, _) => Body::Empty,
             (Some(only), true) => Body::Full(only),
             (Some(last), false) => {
-                kept.data.push(last);
-                Body::Full(kept.data.concat().into())
+                pieces.push(last);
+                Body::Full(pieces.concat().into())
             }
         }
     }
@@ -173,12 +204,7 @@ impl RequestPump {
         }
         match &frame {
             Frame::Data(data) => {
-                let over = self.kept.as_mut().is_some_and(|kept| {
-                    kept.bytes += data.len();
-                    kept.data.push(data.clone());
-                    kept.bytes > kept.limit
-                });
-                if over {
+                if self.kept.as_mut().is_some_and(|kept| !kept.push(data)) {
                     self.overflowed = true;
                     self.kept = None;
                 }
@@ -201,5 +227,26 @@ impl RequestPump {
         for tee in &self.tees {
             tee.finish();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_small_pieces_are_kept_as_one() {
+        let mut kept = Kept { limit: 10_000, ..Kept::default() };
+        let mut sent = Vec::new();
+        for n in 0..5000u32 {
+            let piece = if n == 2500 { Bytes::from(vec![7; SMALL + 1]) } else { Bytes::from(vec![n as u8]) };
+            assert!(kept.push(&piece));
+            sent.extend_from_slice(&piece);
+        }
+        let pieces = kept.pieces();
+        assert_eq!((pieces.len(), pieces.concat()), (4, sent));
+        assert!(kept.push(&Bytes::from_static(b"x")), "what was put together may grow again");
+        assert_eq!(kept.pieces().len(), 5);
+        assert!(!kept.push(&Bytes::from(vec![0; 10_000])));
     }
 }

@@ -95,12 +95,13 @@ pub fn request(out: &mut Vec<u8>, head: &RequestHead, end: bool, options: &H1Opt
     if !origin_form || !validate::is_valid_target(target) {
         return Err(StreamError::LocalReset(details::INVALID_URL));
     }
-    if head.authority.bytes().any(|b| b.is_ascii_control()) {
+    let absolute = options.send_fully_qualified_url && !connect && target.starts_with(b"/");
+    if head.authority.bytes().any(|b| b.is_ascii_control()) || absolute && !validate::is_valid_target(head.authority.as_bytes()) {
         return Err(StreamError::LocalReset(details::INVALID_AUTHORITY));
     }
     out.extend_from_slice(head.method.as_str().as_bytes());
     out.push(b' ');
-    if options.send_fully_qualified_url && !connect && target.starts_with(b"/") {
+    if absolute {
         out.extend_from_slice(if head.scheme.is_empty() { b"http" } else { head.scheme.as_bytes() });
         out.extend_from_slice(b"://");
         out.extend_from_slice(head.authority.as_bytes());

@@ -99,6 +99,9 @@ fn names_are_written_as_configured() {
     options.h1.header_key_format = HeaderKeyFormat::Lower;
     options.h1.send_fully_qualified_url = true;
     assert_eq!(write(&head, &options.h1), "GET http://a/ HTTP/1.1\r\nhost: a\r\nx-foo: 1\r\nx-new-name: 2\r\n\r\n");
+    // What a rewrite made of the authority may not break the request line.
+    head.authority = "a b".into();
+    assert!(encode::request(&mut Vec::new(), &head, true, &options.h1).is_err());
 }
 
 #[test]
