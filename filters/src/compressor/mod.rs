@@ -244,6 +244,11 @@ impl HttpFilter for Filter {
             })
             .flatten()
             .and_then(|why| status(headers, library, why));
+        // Caches must know that the answer depends on what was accepted, compressed or not. The order is Envoy's.
+        let (varies, first) = (compressible && code_allows, inner.response.status_header);
+        if varies && first {
+            vary(headers);
+        }
         match wanted.then(|| library.encoder()).flatten() {
             Some(encoder) => {
                 self.change_etag(headers);
@@ -254,8 +259,7 @@ impl HttpFilter for Filter {
             }
             None => direction.stats.not_compressed.inc(),
         }
-        // Caches must know that the answer depends on what was accepted, compressed or not.
-        if compressible && code_allows {
+        if varies && !first {
             vary(headers);
         }
         // One value for each compressor of the chain.
