@@ -180,6 +180,10 @@ impl Filter {
         if self.0.checks.apply(&verdict, &mut cx.ex.request).is_err() {
             return self.invalid(cx.ex);
         }
+        if verdict.adds() && cx.ex.header_limits.are_exceeded(&cx.ex.request) {
+            self.0.stats.request_header_limits_reached.inc();
+            return self.invalid(cx.ex);
+        }
         if changes {
             cx.ex.route_cleared = true;
         }

@@ -57,6 +57,7 @@ counters!(
     invalid,
     ignored_dynamic_metadata,
     omitted_response_headers,
+    request_header_limits_reached,
     shadow_denied,
     shadow_error
 );

@@ -65,6 +65,10 @@ impl Verdict {
     pub fn error() -> Self {
         Self::default()
     }
+    /// Whether the request gets header fields or longer values.
+    pub fn adds(&self) -> bool {
+        !(self.set.is_empty() && self.add.is_empty() && self.append.is_empty() && self.query_set.is_empty())
+    }
     /// Whether the request changes in a way that routing may depend on: in one of the headers `listed` (lower case), or in any if none
     /// is listed.
     pub fn changes_routing(&self, listed: &[String]) -> bool {

@@ -186,10 +186,10 @@ async fn telemetry_overrides() {
 
 #[test]
 fn unsupported_expressions_are_refused_by_name() {
-    let metric = MetricConfig { dimensions: [("l".to_string(), "[1].map(x, x)".to_string())].into(), ..MetricConfig::default() };
+    let metric = MetricConfig { dimensions: [("l".to_string(), "'%s'.format([1])".to_string())].into(), ..MetricConfig::default() };
     let config = PluginConfig { metrics: vec![metric], ..config() };
     let error = kit::compile(&HttpFactory, &config, &kit::server(node())).unwrap_err();
-    assert!(error.contains("metrics[0].dimensions[\"l\"]") && error.contains("map()"), "{error}");
+    assert!(error.contains("metrics[0].dimensions[\"l\"]") && error.contains("format()"), "{error}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! dropped at the true end of the stream, when the access log and the stats are written. Belongs to one worker.
 
 use crate::views::{ClusterView, RouteView};
-use crate::{Body, Headers, LocalReply, RequestHead, ResponseHead, StreamInfo};
+use crate::{Body, HeaderLimits, Headers, LocalReply, RequestHead, ResponseHead, StreamInfo};
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
@@ -21,6 +21,8 @@ pub struct UpstreamOverride {
 /// One request and its response.
 pub struct Exchange {
     pub request: RequestHead,
+    /// Limits of its header fields.
+    pub header_limits: HeaderLimits,
     /// Taken by the router when it sends the request; a filter may read and put back, or wrap, before that.
     pub request_body: Body,
     /// Present from the first response header on.
@@ -50,6 +52,7 @@ impl Exchange {
     pub fn new(request: RequestHead, request_body: Body, info: StreamInfo) -> Self {
         Self {
             request,
+            header_limits: HeaderLimits::default(),
             request_body,
             response: None,
             response_body: Body::Empty,

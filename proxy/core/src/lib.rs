@@ -37,4 +37,4 @@ pub use flags::ResponseFlags;
 pub use headers::{HeaderKey, Headers};
 pub use info::{ConnectionInfo, StreamInfo, TlsInfo};
 pub use local_reply::LocalReply;
-pub use message::{HttpVersion, RequestHead, ResponseHead};
+pub use message::{HeaderLimits, HttpVersion, RequestHead, ResponseHead};

@@ -45,6 +45,36 @@ pub struct RequestHead {
     pub headers: Headers,
 }
 
+/// What the header fields of a request, pseudo-headers among them, may come to: `max_request_headers_kb` and `max_headers_count` of the
+/// connection manager. Filters that add fields for somebody else hold him to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeaderLimits {
+    /// Bytes of names and values.
+    pub bytes: usize,
+    pub count: usize,
+}
+
+impl Default for HeaderLimits {
+    /// None.
+    fn default() -> Self {
+        Self { bytes: usize::MAX, count: usize::MAX }
+    }
+}
+
+impl HeaderLimits {
+    /// Whether `head` is over a limit.
+    pub fn are_exceeded(&self, head: &RequestHead) -> bool {
+        let pseudo =
+            [(":method", head.method.as_str()), (":scheme", &*head.scheme), (":authority", &*head.authority), (":path", &*head.path)];
+        let (mut bytes, mut count) = (head.headers.byte_size(), head.headers.len());
+        for (name, value) in pseudo.into_iter().filter(|(_, value)| !value.is_empty()) {
+            bytes += name.len() + value.len();
+            count += 1;
+        }
+        bytes > self.bytes || count > self.count
+    }
+}
+
 impl RequestHead {
     /// An HTTP/1.1 request for `path` without headers.
     pub fn new(method: Method, authority: impl Into<ByteStr>, path: impl Into<ByteStr>) -> Self {

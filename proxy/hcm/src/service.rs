@@ -64,6 +64,7 @@ impl HttpConnection {
         }
         let mut active = Active::new(Box::new(Exchange::new(head, body, info)), config.clone());
         active.has_body = has_body;
+        active.ex.header_limits = config.options.header_limits();
         active.control = stream.clone();
         let mut streams = router::Streams { informational, upgrade: None };
         let mut upgrade = upgrade;

@@ -139,7 +139,7 @@ impl Active {
         info.filter_state = old.info.filter_state.clone();
         info.request_header_bytes = old.info.request_header_bytes;
         let mut exchange = Exchange::new(old.request.clone(), body, info);
-        exchange.random = old.random;
+        (exchange.random, exchange.header_limits) = (old.random, old.header_limits);
         let mut next = Self::new(Box::new(exchange), self.config.clone());
         next.control = self.control.clone();
         next.has_body = self.has_body;

@@ -2,7 +2,7 @@
 //! `Http2ProtocolOptions`. Built on the control thread, shared by every worker behind an `Arc`.
 
 use http::HeaderName;
-use nuncio_core::ByteStr;
+use nuncio_core::{ByteStr, HeaderLimits};
 use nuncio_stats::Counter;
 use std::time::Duration;
 
@@ -214,6 +214,13 @@ pub struct ServerOptions {
     /// Whether the connection is TLS; the scheme of requests that name none.
     pub tls: bool,
     pub stats: CodecStats,
+}
+
+impl ServerOptions {
+    /// What the head of a request is held to.
+    pub fn header_limits(&self) -> HeaderLimits {
+        HeaderLimits { bytes: self.max_headers_kb as usize * 1024, count: self.max_headers_count as usize }
+    }
 }
 
 impl Default for ServerOptions {

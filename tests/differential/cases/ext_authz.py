@@ -251,7 +251,12 @@ def service():
                        ("bad removal", pb((5, "bad name"))), ("bad action", pb((6, option("x", "y", action=9))))):
         ask(strict, name, "/", upstream=[answer((3, said))])
     ask(strict, "bad denial", "/", upstream=[answer((1, pb((1, 7))), (2, pb((2, option("bad name", "x")))))])
-    return [s, every, strict]
+    # What the service adds is held to the limits that the client is held to.
+    limits = over_grpc("ext_authz grpc limits", grpc(), hcm={"max_request_headers_kb": 4, "common_http_protocol_options": {"max_headers_count": 20}})
+    for name, options in (("few", [option(f"x-{n}", "1") for n in range(13)]), ("one more", [option(f"x-{n}", "1") for n in range(14)]), ("many", [option(f"x-{n}", "1") for n in range(30)]), ("large", [option("x-large", "y" * 5000)]), ("appended", [option("x-user", "y" * 4000, True)])):
+        ask(limits, name, "/", [("x-user", "ann")], upstream=[answer((3, pb(*[(2, each) for each in options])))])
+        limits.get(f"{name} seen", "/", [("x-user", "ann")], upstream=[answer((3, pb(*[(2, each) for each in options])))], ignore=("upstream",))
+    return [s, every, strict, limits]
 
 
 def setups():
