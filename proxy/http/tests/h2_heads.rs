@@ -5,6 +5,7 @@
 mod common;
 
 use bytes::{Bytes, BytesMut};
+use common::h2::frame;
 use common::{TestService, collect, local, ok};
 use http::Method;
 use nuncio_core::{Body, Frame, Headers, RequestHead, StreamError};
@@ -23,14 +24,6 @@ const MESSAGING: &str = "http2.violation.of.messaging.rule";
 /// `GET http://a/` from the static table but for the authority.
 const GET: &[u8] = b"\x82\x86\x84\x01\x01a";
 const POST: &[u8] = b"\x83\x86\x84\x01\x01a";
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut out = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
-    out.extend([kind, flags]);
-    out.extend(stream.to_be_bytes());
-    out.extend(payload);
-    out
-}
 
 /// Sends these frames in pieces of `size` and closes: how the connection ended, and what each request was (path, or how its body failed).
 async fn run(frames: &[Vec<u8>], size: usize) -> (ConnectionEnd, Vec<String>) {

@@ -4,6 +4,7 @@
 mod common;
 
 use bytes::BytesMut;
+use common::h2::frame;
 use common::{TestService, local, settle};
 use http::Method;
 use nuncio_core::{RequestHead, StreamError};
@@ -22,14 +23,6 @@ const SETTINGS: u8 = 4;
 const HEADERS: u8 = 1;
 /// `GET http://a/` with END_STREAM and END_HEADERS, from the static table but for the authority.
 const GET: &[u8] = b"\x82\x86\x84\x01\x01a";
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let mut out = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
-    out.extend([kind, flags]);
-    out.extend(stream.to_be_bytes());
-    out.extend(payload);
-    out
-}
 
 /// Sends these frames and closes when the server has nothing more to say: how the connection ended, and what the service was told.
 async fn run(frames: &[Vec<u8>], options: ServerOptions) -> (ConnectionEnd, Rc<TestService>) {

@@ -62,3 +62,12 @@ pub async fn text(stream: &mut Stream) -> String {
     assert_eq!(response(stream).await.unwrap().status, StatusCode::OK);
     String::from_utf8(body(stream).await.unwrap().0).unwrap()
 }
+
+/// The bytes of a frame.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut out = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
+    out.extend([kind, flags]);
+    out.extend(stream.to_be_bytes());
+    out.extend(payload);
+    out
+}
