@@ -289,27 +289,28 @@ async fn happy_eyeballs(
     origin: Option<&OriginalSource>,
 ) -> io::Result<TcpStream> {
     let all = std::iter::once(first).chain(additional.iter().filter_map(Address::socket)).collect();
-    let mut waiting = interleave(all, spec.v4_first, spec.family_count).into_iter();
+    race(interleave(all, spec.v4_first, spec.family_count), |address| tcp(spec, address, origin)).await
+}
+
+/// The first connection that is made: the next address is tried as soon as one failed, and after [`NEXT_ADDRESS`] while all hang
+/// (RFC 8305 section 5, Envoy's `MultiConnectionBaseImpl`).
+async fn race<T, F: Future<Output = io::Result<T>>>(addresses: Vec<SocketAddr>, connect: impl Fn(SocketAddr) -> F) -> io::Result<T> {
+    let mut waiting = addresses.into_iter();
     let mut running = FuturesUnordered::new();
     let mut last = io::Error::from(io::ErrorKind::NotFound);
-    running.extend(waiting.next().map(|a| tcp(spec, a, origin)));
+    running.extend(waiting.next().map(&connect));
     loop {
-        if running.is_empty() {
-            match waiting.next() {
-                Some(address) => running.push(tcp(spec, address, origin)),
-                None => return Err(last),
-            }
-        }
         tokio::select! {
             biased;
             done = running.next() => match done {
                 Some(Ok(stream)) => return Ok(stream),
-                Some(Err(e)) => last = e,
-                None => {}
+                Some(Err(e)) => {
+                    last = e;
+                    running.extend(waiting.next().map(&connect));
+                }
+                None => return Err(last),
             },
-            () = tokio::time::sleep(NEXT_ADDRESS), if waiting.len() > 0 => {
-                running.extend(waiting.next().map(|a| tcp(spec, a, origin)));
-            }
+            () = tokio::time::sleep(NEXT_ADDRESS), if waiting.len() > 0 => running.extend(waiting.next().map(&connect)),
         }
     }
 }
@@ -339,6 +340,27 @@ pub(crate) fn describe(cluster: &Cluster, host: &Host) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_address_gives_way_at_once() {
+        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let tried = std::cell::RefCell::new(Vec::new());
+        let began = tokio::time::Instant::now();
+        let connect = |to: SocketAddr| {
+            tried.borrow_mut().push((to.port(), began.elapsed().as_millis()));
+            async move {
+                match to.port() {
+                    1 => std::future::pending().await,
+                    2 => Err(io::Error::from(io::ErrorKind::ConnectionRefused)),
+                    port => Ok(port),
+                }
+            }
+        };
+        assert_eq!(race(vec![address(1), address(2), address(3)], &connect).await.unwrap(), 3);
+        assert_eq!(*tried.borrow(), [(1, 0), (2, 300), (3, 300)]);
+        assert_eq!(race(vec![address(2), address(2)], &connect).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        assert_eq!(race(Vec::new(), &connect).await.unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
 
     #[test]
     fn families_alternate() {
