@@ -33,7 +33,7 @@ def arguments():
     parser.add_argument("--found", metavar="FILE", help="write the differences that are not in the list, as JSON, to be judged by a person")
     parser.add_argument("--bare", action="store_true", help="judge without the list of intended differences")
     parser.add_argument("-v", action="store_true", help="show what both sides did, also where they agree")
-    parser.add_argument("-j", type=int, default=6, help="configurations at a time")
+    parser.add_argument("-j", type=int, default=4, help="configurations at a time")
     return parser.parse_args()
 
 

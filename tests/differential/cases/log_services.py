@@ -286,7 +286,7 @@ def secured():
 
 def streams():
     made = []
-    for name, arguments in {"ends": {}, "idle": {"idle_timeout": "1s"}, "refused": {"cluster": "x"}, "unknown": {"cluster": "nowhere"}}.items():
+    for name, arguments in {"ends": {}, "idle": {"idle_timeout": "3s"}, "refused": {"cluster": "x"}, "unknown": {"cluster": "nowhere"}}.items():
         collector = Collector()
         fields_ = {"stat_prefix": "t", "cluster": "a", **arguments, "access_log": [als("tcp", collector, name, common={"custom_tags": tags()[:1]})]}
         setup = Setup("als tcp " + name, log="", manager=False, network_filters=[extension("tcp", "filters.network.tcp_proxy.v3.TcpProxy", **fields_)], clusters=[cluster("a"), cluster("x"), service(collector)], upstreams={"x": "refused"})

@@ -96,15 +96,15 @@ def filters():
 
 def hedges():
     """The first good answer wins. Answers come far apart, so that it does not matter how fast the machine is."""
-    policy = {**BACK_OFF, "retry_on": "5xx", "num_retries": 2, "per_try_timeout": "0.25s"}
-    late = [0.7, reply(200, [("x-who", "late")], "late")]
+    policy = {**BACK_OFF, "retry_on": "5xx", "num_retries": 2, "per_try_timeout": "0.75s"}
+    late = [2.1, reply(200, [("x-who", "late")], "late")]
     setup = Setup("hedging", vhosts=[
         {"name": "v", "domains": ["*"], "include_request_attempt_count": True, "include_attempt_count_in_response": True, "include_is_timeout_retry_header": True, "routes": [
-            route("/hedge", to("a", timeout="3s", hedge_policy={"hedge_on_per_try_timeout": True}, retry_policy=policy)), route("/brief", to("a", timeout="0.6s", hedge_policy={"hedge_on_per_try_timeout": True}, retry_policy={**policy, "num_retries": 1})),
-            route("/once", to("a", timeout="3s", hedge_policy={"hedge_on_per_try_timeout": True}, retry_policy={**policy, "num_retries": 1})), route("/none", to("a", timeout="3s", hedge_policy={"hedge_on_per_try_timeout": True}, retry_policy={"per_try_timeout": "0.25s"})),
-            route("/reset", to("a", timeout="3s", hedge_policy={"hedge_on_per_try_timeout": True}, retry_policy={**policy, "retry_on": "connect-failure"})), route("/plain", to("a", timeout="3s", retry_policy=policy)), route("/", to("a"))]}],
+            route("/hedge", to("a", timeout="9s", hedge_policy={"hedge_on_per_try_timeout": True}, retry_policy=policy)), route("/brief", to("a", timeout="1.8s", hedge_policy={"hedge_on_per_try_timeout": True}, retry_policy={**policy, "num_retries": 1})),
+            route("/once", to("a", timeout="9s", hedge_policy={"hedge_on_per_try_timeout": True}, retry_policy={**policy, "num_retries": 1})), route("/none", to("a", timeout="9s", hedge_policy={"hedge_on_per_try_timeout": True}, retry_policy={"per_try_timeout": "0.75s"})),
+            route("/reset", to("a", timeout="9s", hedge_policy={"hedge_on_per_try_timeout": True}, retry_policy={**policy, "retry_on": "connect-failure"})), route("/plain", to("a", timeout="9s", retry_policy=policy)), route("/", to("a"))]}],
         stats=STATS + ["retry_success", "retry_limit", "upstream_rq_(tx|rx)_reset"])
-    slow = [2.5, reply(200, [], "slow")]
+    slow = [7.5, reply(200, [], "slow")]
     for path in ("/hedge", "/once", "/none", "/reset", "/plain"):
         setup.get(f"{path} in time", path)
         setup.get(f"{path} second wins", path, upstream=[slow])
@@ -112,21 +112,21 @@ def hedges():
         setup.get(f"{path} 503 then fine", path, upstream=[reply(503, [], "x")])
     for path in ("/hedge", "/once"):
         setup.get(f"{path} second bad, first late", path, upstream=[late, reply(503, [], "x"), reply(503, [], "y")])
-        setup.get(f"{path} first bad late, second", path, upstream=[[0.4, reply(503, [], "first")], [1.2, reply(200, [], "second")], slow])
-        setup.get(f"{path} first closes, second", path, upstream=[[0.4, "close"], [1.2, reply(200, [], "second")], slow])
+        setup.get(f"{path} first bad late, second", path, upstream=[[1.2, reply(503, [], "first")], [3.6, reply(200, [], "second")], slow])
+        setup.get(f"{path} first closes, second", path, upstream=[[1.2, "close"], [3.6, reply(200, [], "second")], slow])
         setup.get(f"{path} second closes, first late", path, upstream=[late, ["close"], ["close"]])
-        setup.get(f"{path} all bad", path, upstream=[[0.6, reply(503, [], "one")], reply(503, [], "two"), reply(503, [], "three")])
+        setup.get(f"{path} all bad", path, upstream=[[1.8, reply(503, [], "one")], reply(503, [], "two"), reply(503, [], "three")])
         setup.get(f"{path} post", path, method="POST", body=b"hello", upstream=[slow])
     setup.get("brief", "/brief", upstream=[slow, slow])
     for value in ("true", "false", "1", "no"):
         setup.get(f"header {value} plain", "/plain", [("x-envoy-hedge-on-per-try-timeout", value)], upstream=[late, slow, slow])
         setup.get(f"header {value} hedge", "/hedge", [("x-envoy-hedge-on-per-try-timeout", value)], upstream=[late, slow, slow])
-    vhost = Setup("vhost-hedging", vhosts=[{"name": "v", "domains": ["*"], "hedge_policy": {"hedge_on_per_try_timeout": True}, "retry_policy": policy, "routes": [route("/", to("a", timeout="3s"))]}], stats=STATS)
+    vhost = Setup("vhost-hedging", vhosts=[{"name": "v", "domains": ["*"], "hedge_policy": {"hedge_on_per_try_timeout": True}, "retry_policy": policy, "routes": [route("/", to("a", timeout="9s"))]}], stats=STATS)
     vhost.get("second wins", "/", upstream=[slow])
     vhost.http2("h2", "/", method="POST", body=b"hello", upstream=[slow])
-    two = Setup("h2-hedging", clusters=[cluster("a", typed_extension_protocol_options=http2_options())], upstreams={"a": "h2"}, routes=[route("/", to("a", timeout="3s", hedge_policy={"hedge_on_per_try_timeout": True}, retry_policy=policy))], stats=STATS + ["upstream_rq_(tx|rx)_reset"])
-    two.get("second wins", "/", upstream=[[2.5, ("headers", [(":status", "200")], True)]])
-    two.get("first wins", "/", upstream=[[0.7, ("headers", [(":status", "200"), ("x-who", "late")], True)], [2.5, ("headers", [(":status", "200")], True)], [2.5, ("headers", [(":status", "200")], True)]])
+    two = Setup("h2-hedging", clusters=[cluster("a", typed_extension_protocol_options=http2_options())], upstreams={"a": "h2"}, routes=[route("/", to("a", timeout="9s", hedge_policy={"hedge_on_per_try_timeout": True}, retry_policy=policy))], stats=STATS + ["upstream_rq_(tx|rx)_reset"])
+    two.get("second wins", "/", upstream=[[7.5, ("headers", [(":status", "200")], True)]])
+    two.get("first wins", "/", upstream=[[2.1, ("headers", [(":status", "200"), ("x-who", "late")], True)], [7.5, ("headers", [(":status", "200")], True)], [7.5, ("headers", [(":status", "200")], True)]])
     return [setup, vhost, two]
 
 

@@ -120,10 +120,10 @@ def lifetimes():
     """What max_connection_duration does to a connection that is idle, busy, or asked again."""
     made = []
     for name, hcm in {"plain": {}, "safe": {"http1_safe_max_connection_duration": True}}.items():
-        setup = Setup(f"duration-{name}", hcm={"common_http_protocol_options": {"max_connection_duration": "0.4s"}, "drain_timeout": "0.6s", **hcm}, stats=["downstream_cx_max_duration"], linger=1.5)
-        setup.raw("idle", request("/"), 0.7)
-        setup.raw("asked again", request("/"), 0.7, request("/"), methods=["GET"] * 2)
-        setup.raw("busy", request("/"), upstream=[[1.5, reply(200, [], "late")]], wait=3.0)
+        setup = Setup(f"duration-{name}", hcm={"common_http_protocol_options": {"max_connection_duration": "0.8s"}, "drain_timeout": "1.2s", **hcm}, stats=["downstream_cx_max_duration"], linger=3.0)
+        setup.raw("idle", request("/"), 1.4)
+        setup.raw("asked again", request("/"), 1.4, request("/"), methods=["GET"] * 2)
+        setup.raw("busy", request("/"), upstream=[[3.0, reply(200, [], "late")]], wait=6.0)
         made.append(setup)
     return made
 

@@ -14,7 +14,7 @@ def differing(envoy, nuncio, ignore, missing=None):
             if not any(fnmatch.fnmatch(aspect, pattern) for pattern in ignore) and envoy.get(aspect, missing) != nuncio.get(aspect, missing)]
 
 
-def brief(value, limit=900):
+def brief(value, limit=6000):
     text = json.dumps(value) if not isinstance(value, str) else value
     return text if len(text) <= limit else text[:limit] + "..."
 

@@ -8,7 +8,7 @@ import time
 from . import tls, wire2
 from .client import Connection, parse_responses
 from .config import bootstrap
-from .proxy import Proxy
+from .proxy import MEMORY, Proxy
 from .upstream import Script, Upstream
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -172,7 +172,7 @@ class Side:
 
     def __init__(self, setup, side):
         self.setup, self.script = setup, Script()
-        self.directory = tempfile.mkdtemp(prefix=f"nuncio-diff-{side}-")
+        self.directory = tempfile.mkdtemp(prefix=f"nuncio-diff-{side}-", dir=MEMORY)
         config = bootstrap(setup)
         kinds = {name: setup.upstreams.get(name, "http") for name in sorted(set(re.findall(r"@port:([\w.-]+)@", repr(config) + repr(setup.files))))}
         self.upstreams = {name: Upstream(name, kind, self.script, tls.server_context() if "tls" in kind else None) for name, kind in kinds.items()}

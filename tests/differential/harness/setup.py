@@ -13,7 +13,7 @@ class Case:
     methods: list = field(default_factory=lambda: ["GET"])
     upstream: list = field(default_factory=list)
     ignore: tuple = ()
-    wait: float = 5.0
+    wait: float = 10.0
     settle: float = 0.0
     close: bool = False
     h2: object = None

@@ -4,7 +4,7 @@ import tempfile
 from dataclasses import dataclass
 
 from .config import bootstrap
-from .proxy import Proxy
+from .proxy import MEMORY, Proxy
 from .setup import Setup
 
 
@@ -28,7 +28,7 @@ class Validation:
     def observe(self, side):
         results = {}
         for offer in self.cases:
-            proxy = Proxy(side, bootstrap(Setup(offer.name, **copy.deepcopy(offer.arguments))), tempfile.mkdtemp(prefix="nuncio-diff-"),
+            proxy = Proxy(side, bootstrap(Setup(offer.name, **copy.deepcopy(offer.arguments))), tempfile.mkdtemp(prefix="nuncio-diff-", dir=MEMORY),
                           Ports(), ())
             try:
                 accepted, words = proxy.validate()
