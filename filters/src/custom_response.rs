@@ -1,21 +1,25 @@
-//! envoy.filters.http.custom_response: answers that match, of upstreams and of the proxy, are replaced by a local one.
+//! envoy.filters.http.custom_response: answers that match, of upstreams and of the proxy, are replaced by a local one, or by another route's.
 //! Source: `envoy/extensions/filters/http/custom_response/v3/custom_response.proto` and its local response policy.
+
+mod redirect;
 
 use crate::config::{decode, read_source};
 use bytes::Bytes;
 use nuncio_core::diag::{At, Report};
 use nuncio_core::filter::{FilterAction, FilterCx, HttpFilter, Needs};
 use nuncio_core::registry::{FactoryCx, HttpFilterFactory};
+use nuncio_core::stats::Scope;
 use nuncio_core::views::PerFilterConfig;
 use nuncio_core::{Body, Headers, LocalReply};
 use nuncio_format::{FormatContext, Formatter};
 use nuncio_matcher::{MatchData, MatchTree};
 use nuncio_proto::envoy::extensions::filters::http::custom_response::v3::CustomResponse;
 use nuncio_proto::envoy::extensions::http::custom_response::local_response_policy::v3 as local;
+use nuncio_proto::envoy::extensions::http::custom_response::redirect_policy::v3::RedirectPolicy;
 use nuncio_proto::xds::core::v3::TypedExtensionConfig;
 use nuncio_proto::{Name, typed};
 use nuncio_route::HeaderParser;
-use prost::Message;
+use redirect::Redirect;
 use smallvec::SmallVec;
 use std::any::Any;
 use std::borrow::Cow;
@@ -36,10 +40,10 @@ impl HttpFilterFactory for Factory {
         self.types()
     }
     fn compile(&self, config: &[u8], at: &At<'_>, cx: &mut FactoryCx<'_>) -> Option<Arc<dyn HttpFilter>> {
-        Some(Arc::new(Filter(Policies::compile(config, at, cx.report)?)))
+        Some(Arc::new(Filter(Policies::compile(config, at, cx)?)))
     }
     fn compile_route(&self, config: &[u8], at: &At<'_>, cx: &mut FactoryCx<'_>) -> Option<Arc<dyn Any + Send + Sync>> {
-        Some(Arc::new(Policies::compile(config, at, cx.report)?))
+        Some(Arc::new(Policies::compile(config, at, cx)?))
     }
 }
 
@@ -48,16 +52,47 @@ impl HttpFilterFactory for Factory {
 struct Policies(Option<MatchTree<Policy>>);
 
 impl Policies {
-    fn compile(config: &[u8], at: &At<'_>, report: &mut Report) -> Option<Self> {
-        let config: CustomResponse = decode(config, at, report)?;
+    fn compile(config: &[u8], at: &At<'_>, cx: &mut FactoryCx<'_>) -> Option<Self> {
+        let config: CustomResponse = decode(config, at, cx.report)?;
         let Some(matcher) = &config.custom_response_matcher else { return Some(Self(None)) };
-        let tree = MatchTree::compile(matcher, &at.field("custom_response_matcher"), report, &mut Policy::compile)?;
+        let scope = cx.scope;
+        let mut policy = |action: &TypedExtensionConfig, at: &At<'_>, report: &mut Report| Policy::compile(action, at, scope, report);
+        let tree = MatchTree::compile(matcher, &at.field("custom_response_matcher"), cx.report, &mut policy)?;
         Some(Self(Some(tree)))
     }
 }
 
 #[derive(Debug)]
-struct Policy {
+enum Policy {
+    Local(Box<Local>),
+    Redirect(Arc<Redirect>),
+}
+
+impl Policy {
+    fn compile(action: &TypedExtensionConfig, at: &At<'_>, scope: &Scope, report: &mut Report) -> Option<Self> {
+        let at = at.field("typed_config");
+        let any = action.typed_config.clone().unwrap_or_default();
+        let typed = match typed::unpack(&any) {
+            Ok(typed) => typed,
+            Err(why) => {
+                report.error(&at, why, "give a response policy");
+                return None;
+            }
+        };
+        if typed.name == local::LocalResponsePolicy::full_name() {
+            Some(Self::Local(Box::new(Local::compile(&decode(&typed.value, &at, report)?, &at, report)?)))
+        } else if typed.name == RedirectPolicy::full_name() {
+            Some(Self::Redirect(Arc::new(Redirect::compile(&decode(&typed.value, &at, report)?, &at, scope, report)?)))
+        } else {
+            report.unsupported(&at, format_args!("response policy {}", typed.name));
+            None
+        }
+    }
+}
+
+/// A local answer.
+#[derive(Debug)]
+struct Local {
     body: Option<Bytes>,
     format: Option<Formatter>,
     status: Option<u16>,
@@ -72,27 +107,8 @@ enum Details {
     Own(String),
 }
 
-impl Policy {
-    fn compile(action: &TypedExtensionConfig, at: &At<'_>, report: &mut Report) -> Option<Self> {
-        let at = at.field("typed_config");
-        let any = action.typed_config.clone().unwrap_or_default();
-        let policy = match typed::unpack(&any) {
-            Ok(typed) if typed.name == local::LocalResponsePolicy::full_name() => {
-                local::LocalResponsePolicy::decode(typed.value.as_ref()).map_err(|e| e.to_string())
-            }
-            Ok(typed) => {
-                report.unsupported(&at, format_args!("response policy {}", typed.name));
-                return None;
-            }
-            Err(why) => Err(why),
-        };
-        let policy = match policy {
-            Ok(policy) => policy,
-            Err(why) => {
-                report.error(&at, why, "give a valid LocalResponsePolicy");
-                return None;
-            }
-        };
+impl Local {
+    fn compile(policy: &local::LocalResponsePolicy, at: &At<'_>, report: &mut Report) -> Option<Self> {
         let body = match &policy.body {
             Some(source) if source.specifier.is_some() => Some(read_source(source, &at.field("body"), report)?.into()),
             _ => None,
@@ -113,26 +129,34 @@ impl Policy {
         };
         let headers = HeaderParser::compile(&policy.response_headers_to_add, &at.field("response_headers_to_add"), &[], &At::Root, report)?;
         use local::local_response_policy::ResponseCodeDetailsAction as Action;
-        let details = match policy.response_code_details_action {
+        let details = match &policy.response_code_details_action {
             None | Some(Action::PreserveResponseCodeDetails(false)) => Details::None,
             Some(Action::PreserveResponseCodeDetails(true)) => Details::Keep,
-            Some(Action::ResponseCodeDetails(details)) => Details::Own(details),
+            Some(Action::ResponseCodeDetails(details)) => Details::Own(details.clone()),
         };
         Some(Self { body, format, status, headers, details })
     }
 }
+
+/// The filter saw the request.
+struct Seen;
 
 #[derive(Debug)]
 struct Filter(Policies);
 
 impl HttpFilter for Filter {
     fn needs(&self) -> Needs {
-        Needs::RESPONSE_HEADERS
+        Needs::REQUEST_HEADERS.and(Needs::RESPONSE_HEADERS)
     }
-    fn on_request<'a>(&'a self, _cx: FilterCx<'a>) -> FilterAction<'a> {
+    fn on_request<'a>(&'a self, mut cx: FilterCx<'a>) -> FilterAction<'a> {
+        cx.set_state(Seen);
         FilterAction::Continue
     }
-    fn on_response(&self, cx: FilterCx<'_>) {
+    fn on_response(&self, mut cx: FilterCx<'_>) {
+        let seen = cx.state::<Seen>().is_some();
+        if redirect::finish(cx.ex) {
+            return;
+        }
         // The most specific configuration that has an answer, the listener's last.
         let mut routes: SmallVec<[Arc<Policies>; 3]> = SmallVec::new();
         if let Some(route) = &cx.ex.route {
@@ -149,6 +173,16 @@ impl HttpFilter for Filter {
             MatchData { request: Some(&ex.request), response: Some(response), info: Some(&ex.info), connection, ..MatchData::default() };
         let all = routes.iter().rev().map(AsRef::as_ref).chain([&self.0]);
         let Some(policy) = all.filter_map(|p| p.0.as_ref()).find_map(|tree| tree.find(&data)) else { return };
+        let policy = match policy {
+            Policy::Local(policy) => policy,
+            Policy::Redirect(policy) => {
+                // What the proxy answers before filters see the request stays as it is.
+                if seen {
+                    policy.clone().begin(ex);
+                }
+                return;
+            }
+        };
         let body = match &policy.format {
             None => policy.body.clone().unwrap_or_default(),
             Some(format) => {
@@ -228,8 +262,19 @@ mod tests {
     #[test]
     fn other_policies_are_refused() {
         let server = kit::server(Default::default());
-        let redirect = "redirect_policy.v3.RedirectPolicy, uri: 'http://x/'";
-        assert!(kit::compile(&Factory, &config("503", redirect), &server).unwrap_err().contains("RedirectPolicy"));
+        for (redirect, named) in [
+            ("", "neither uri nor"),
+            (", uri: '/relative'", "/relative"),
+            (", uri: 'ftp://x/'", "ftp"),
+            (", uri: 'http://x/', status_code: 700", "700"),
+            (", redirect_action: {path_redirect: '/a#b'}", "fragment"),
+            (", redirect_action: {prefix_rewrite: '/a'}", "path_redirect"),
+            (", uri: 'http://x/', modify_request_headers_action: {name: x}", "modify_request_headers_action"),
+        ] {
+            let redirect = format!("redirect_policy.v3.RedirectPolicy{redirect}");
+            let error = kit::compile(&Factory, &config("503", &redirect), &server).unwrap_err();
+            assert!(error.contains(named), "{redirect}: {error}");
+        }
         let bad = format!("{LOCAL}, status_code: 99");
         assert!(kit::compile(&Factory, &config("503", &bad), &server).unwrap_err().contains("99"));
     }

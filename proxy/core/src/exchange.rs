@@ -1,8 +1,10 @@
 //! One request and its response on their way through the proxy. Made by the connection manager, seen by every filter,
 //! dropped at the true end of the stream, when the access log and the stats are written. Belongs to one worker.
 
+use crate::filter_state::StateObject;
 use crate::views::{ClusterView, RouteView};
-use crate::{Body, HeaderLimits, Headers, LocalReply, RequestHead, ResponseHead, StreamInfo};
+use crate::{Body, ByteStr, HeaderLimits, Headers, LocalReply, RequestHead, ResponseHead, StreamInfo};
+use nuncio_stats::Counter;
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
@@ -16,6 +18,19 @@ pub struct UpstreamOverride {
     pub strict: bool,
     /// Status of that failure, 503 if the filter does not care.
     pub status: u16,
+}
+
+/// What a filter wants to be asked in place of a response (custom_response's redirects). Source: Envoy's `recreateStream`.
+pub struct Again {
+    pub scheme: ByteStr,
+    pub authority: ByteStr,
+    pub path: ByteStr,
+    /// Adds to the request's headers; sees its new target.
+    pub change: Box<dyn FnOnce(&mut Exchange)>,
+    /// Counts targets that no route matches; the response then goes to the client.
+    pub no_route: Counter,
+    /// What the filter will find in filter state when the answer comes.
+    pub state: (&'static str, Arc<dyn StateObject>),
 }
 
 /// One request and its response.
@@ -38,6 +53,9 @@ pub struct Exchange {
     pub cluster: Option<Arc<dyn ClusterView>>,
     /// A filter's answer in place of `response`: the connection manager makes it the response once all filters have seen the old one.
     pub replacement: Option<Box<LocalReply>>,
+    /// A filter's request in place of `response`, from its response callback: the connection manager begins the stream anew with it, by
+    /// GET and without a body.
+    pub again: Option<Box<Again>>,
     /// Set by a filter that changed what routing depends on; the connection manager matches again before the next filter.
     pub route_cleared: bool,
     /// The stream's random number: weighted clusters and fractions decide by it, so that matching again decides the same.
@@ -61,6 +79,7 @@ impl Exchange {
             route: None,
             cluster: None,
             replacement: None,
+            again: None,
             route_cleared: false,
             random: fastrand::u64(..),
             override_host: None,

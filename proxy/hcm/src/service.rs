@@ -36,6 +36,13 @@ pub struct HttpConnection {
     suspended: Cell<bool>,
 }
 
+/// What comes of a response.
+enum Answer {
+    Response(Response),
+    /// A filter wants another target to be asked for the same client.
+    Again(Active),
+}
+
 impl HttpConnection {
     /// A connection with the slot's current configuration.
     pub fn new(slot: Arc<HcmSlot>, info: Rc<ConnectionInfo>, control: Rc<ConnControl>, drain: DrainWatch) -> Self {
@@ -69,23 +76,31 @@ impl HttpConnection {
         let mut streams = router::Streams { informational, upgrade: None };
         let mut upgrade = upgrade;
         loop {
-            if let Some(reply) = self.admit(&mut active, upgrade.take(), &mut streams) {
-                return self.reply(active, *reply);
-            }
-            let filters = config.chain(active.upgrade);
-            if let Some(reply) = filters.on_request(&mut active.ex, |ex| resolve_route(&config, ex)).await {
-                return self.reply(active, *reply);
-            }
-            match router::run(&mut active, &mut streams).await {
+            let refused = match self.admit(&mut active, upgrade.take(), &mut streams) {
+                None => {
+                    let filters = config.chain(active.upgrade);
+                    filters.on_request(&mut active.ex, |ex| resolve_route(&config, ex)).await
+                }
+                refused => refused,
+            };
+            let answered = match refused {
+                Some(reply) => Err(reply),
+                None => router::run(&mut active, &mut streams).await,
+            };
+            let answer = match answered {
                 Ok(Answered::Response) => {
                     let filters = config.chain(active.upgrade);
                     if filters.needs(Needs::RESPONSE_BODY) {
                         filters.hold_response(&mut active.ex).await;
                     }
-                    return self.respond(active);
+                    self.respond(active)
                 }
-                Ok(Answered::Redirected(body)) => active = active.redirected(body),
-                Err(reply) => return self.reply(active, *reply),
+                Ok(Answered::Redirected(body)) => Answer::Again(active.redirected(body)),
+                Err(reply) => self.reply(active, *reply),
+            };
+            match answer {
+                Answer::Response(response) => return response,
+                Answer::Again(next) => active = next,
             }
         }
     }
@@ -181,41 +196,46 @@ impl HttpConnection {
         }
     }
 
-    fn reply(&self, mut active: Active, reply: LocalReply) -> Response {
+    fn reply(&self, mut active: Active, reply: LocalReply) -> Answer {
         if reply.status == 0 {
             // Nobody is there to read a reply.
-            return Response::reset(0);
+            return Answer::Response(Response::reset(0));
         }
         let config = active.config.clone();
         // A bad request may have been read wrongly, and so may be what follows it (`ActiveStream::onLocalReply`).
         let close =
             reply.status == 400 && !active.ex.request.version.is_multiplexed() && !config.options.h1.stream_error_on_invalid_http_message;
         local_reply::install(&config.local_reply, &config.server.runtime, &mut active.ex, reply, true);
-        let mut response = self.respond(active);
-        response.close |= close;
-        response
+        let mut answer = self.respond(active);
+        if let Answer::Response(response) = &mut answer {
+            response.close |= close;
+        }
+        answer
     }
 
     /// The response phase: filters, Envoy's response headers, connection fate.
-    fn respond(&self, mut active: Active) -> Response {
+    fn respond(&self, mut active: Active) -> Answer {
         let config = active.config.clone();
         let ex = &mut *active.ex;
         let filters = config.chain(active.upgrade);
         if filters.needs(Needs::RESPONSE_HEADERS) {
             filters.on_response(ex);
+            if ex.again.is_some() && router::again(&config, ex) {
+                return Answer::Again(active.redirected(Body::Empty));
+            }
         }
         if let Some(reply) = ex.replacement.take() {
             local_reply::install(&config.local_reply, &config.server.runtime, ex, *reply, true);
         }
         let Some(mut head) = ex.response.take() else {
             // The router always leaves a response; this stands for a bug and is visible as a 500.
-            return Response {
+            return Answer::Response(Response {
                 head: ResponseHead::new(http::StatusCode::INTERNAL_SERVER_ERROR),
                 body: active.into_body(),
                 close: true,
                 reset: None,
                 flush_timeout: None,
-            };
+            });
         };
         self.response_headers(&config, ex, &mut head);
         ex.info.response_code = head.status.as_u16();
@@ -249,7 +269,7 @@ impl HttpConnection {
         }
         active.charge();
         let flush_timeout = entry(&active.ex).and_then(|e| e.forward()).and_then(|f| f.flush_timeout().or(f.idle_timeout()));
-        Response { head, body: active.into_body(), close: drained || early, reset: None, flush_timeout }
+        Answer::Response(Response { head, body: active.into_body(), close: drained || early, reset: None, flush_timeout })
     }
 
     fn response_headers(&self, config: &HcmConfig, ex: &mut Exchange, head: &mut ResponseHead) {
@@ -329,7 +349,11 @@ impl Service for HttpConnection {
             config.stats.downstream_cx_protocol_error.inc();
             active.ex.info.flags.set(ResponseFlags::DOWNSTREAM_PROTOCOL_ERROR);
         }
-        self.respond(active)
+        match self.respond(active) {
+            Answer::Response(response) => response,
+            // No filter saw a request that could be asked anew.
+            Answer::Again(_) => Response::reset(0),
+        }
     }
 
     fn unserved(&self, request: &Unserved) {

@@ -4,6 +4,7 @@
 //! `RouteTable::route` for each request and keep the `Arc<RouteEntry>` that it gives. Matching allocates nothing.
 //! Source: `envoy/config/route/v3/*.proto`, Envoy's `router/config_impl.cc`.
 
+mod absolute_url;
 pub mod action;
 pub mod cx;
 mod domains;
@@ -35,6 +36,7 @@ mod testing;
 mod tree;
 pub mod vhost;
 
+pub use absolute_url::AbsoluteUrl;
 pub use action::Action;
 pub use cx::RouteCx;
 pub use domains::split_port;

@@ -52,7 +52,7 @@ impl MirrorPolicy {
             fraction,
             trace_sampled: policy.trace_sampled,
             append_suffix: !policy.disable_shadow_host_suffix_append,
-            host: crate::rewrite::literal(&policy.host_rewrite_literal, &at.field("host_rewrite_literal"), cx)?,
+            host: crate::rewrite::literal(&policy.host_rewrite_literal, &at.field("host_rewrite_literal"), cx.report)?,
             mutations: HeaderMutations::compile(&policy.request_headers_mutations, &at.field("request_headers_mutations"), cx.report)?,
         })
     }

@@ -1,10 +1,9 @@
 //! Redirects that a route answers itself. Source: RedirectAction, Envoy's `Http::Utility::newUri`.
 
-use crate::cx::RouteCx;
 use crate::path::PathCondition;
 use crate::rewrite::{replace_prefix, replace_regex};
 use http::{HeaderName, StatusCode};
-use nuncio_core::diag::At;
+use nuncio_core::diag::{At, Report};
 use nuncio_core::{RequestHead, StreamInfo};
 use nuncio_format::{FormatContext, Formatter};
 use nuncio_matcher::RegexRewrite;
@@ -66,7 +65,11 @@ impl Redirect {
         Self { status: StatusCode::MOVED_PERMANENTLY, target: Target::Tls }
     }
     /// Compiles `RedirectAction`.
-    pub(crate) fn compile(action: &proto::RedirectAction, condition: &PathCondition, at: &At<'_>, cx: &mut RouteCx<'_>) -> Option<Self> {
+    pub(crate) fn compile(action: &proto::RedirectAction, condition: &PathCondition, at: &At<'_>, report: &mut Report) -> Option<Self> {
+        let refuse = |at: &At<'_>, found: String, remedy: &str, report: &mut Report| {
+            report.error(at, found, remedy);
+            None
+        };
         use proto::redirect_action::{PathRewriteSpecifier as P, RedirectResponseCode as Code, SchemeRewriteSpecifier as S};
         let status = match Code::try_from(action.response_code) {
             Ok(Code::MovedPermanently) => StatusCode::MOVED_PERMANENTLY,
@@ -75,7 +78,7 @@ impl Redirect {
             Ok(Code::TemporaryRedirect) => StatusCode::TEMPORARY_REDIRECT,
             Ok(Code::PermanentRedirect) => StatusCode::PERMANENT_REDIRECT,
             Err(_) => {
-                return cx.refuse(&at.field("response_code"), action.response_code.to_string(), "use a value of RedirectResponseCode");
+                return refuse(&at.field("response_code"), action.response_code.to_string(), "use a value of RedirectResponseCode", report);
             }
         };
         let scheme = match &action.scheme_rewrite_specifier {
@@ -90,19 +93,18 @@ impl Redirect {
             Some(P::PrefixRewrite(text)) if text.is_empty() => PathChange::None,
             Some(P::PrefixRewrite(text)) => {
                 if let PathCondition::Template(_) = condition {
-                    return cx.refuse(&at.field("prefix_rewrite"), "prefix_rewrite beside path_match_policy", "use regex_rewrite");
+                    let found = "prefix_rewrite beside path_match_policy".to_string();
+                    return refuse(&at.field("prefix_rewrite"), found, "use regex_rewrite", report);
                 }
                 PathChange::Prefix { text: text.as_str().into(), matched: condition.rewritten_length() }
             }
-            Some(P::RegexRewrite(regex)) => PathChange::Regex(RegexRewrite::compile(regex, &at.field("regex_rewrite"), cx.report)?),
+            Some(P::RegexRewrite(regex)) => PathChange::Regex(RegexRewrite::compile(regex, &at.field("regex_rewrite"), report)?),
             Some(P::PathRewrite(format)) if format.is_empty() => PathChange::None,
-            Some(P::PathRewrite(format)) => {
-                PathChange::Format(Formatter::text_with(format, &[], true, &at.field("path_rewrite"), cx.report)?)
-            }
+            Some(P::PathRewrite(format)) => PathChange::Format(Formatter::text_with(format, &[], true, &at.field("path_rewrite"), report)?),
         };
-        crate::rewrite::literal(&action.host_redirect, &at.field("host_redirect"), cx)?;
+        crate::rewrite::literal(&action.host_redirect, &at.field("host_redirect"), report)?;
         if action.port_redirect > 65_535 {
-            return cx.refuse(&at.field("port_redirect"), action.port_redirect.to_string(), "give a port up to 65535");
+            return refuse(&at.field("port_redirect"), action.port_redirect.to_string(), "give a port up to 65535", report);
         }
         let target = Configured {
             scheme,
@@ -112,6 +114,10 @@ impl Redirect {
             strip_query: action.strip_query,
         };
         Some(Self { status, target: Target::Configured(Box::new(target)) })
+    }
+    /// Compiles the `RedirectAction` of a filter: no route's path is there to be rewritten.
+    pub fn compile_alone(action: &proto::RedirectAction, at: &At<'_>, report: &mut Report) -> Option<Self> {
+        Self::compile(action, &PathCondition::Connect, at, report)
     }
     /// 301, 302, 303, 307 or 308.
     pub fn status(&self) -> u16 {

@@ -4,7 +4,7 @@
 use crate::cx::RouteCx;
 use crate::path::PathCondition;
 use http::{HeaderName, HeaderValue};
-use nuncio_core::diag::At;
+use nuncio_core::diag::{At, Report};
 use nuncio_core::{ByteStr, HeaderKey, RequestHead};
 use nuncio_format::{FormatContext, Formatter};
 use nuncio_matcher::path::without_query;
@@ -123,7 +123,7 @@ impl HostRewrite {
             None | Some(HostRewriteSpecifier::AutoHostRewrite(false)) => None,
             Some(HostRewriteSpecifier::AutoHostRewrite(true)) => Some(Self::Auto),
             Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
-                literal(host, &at.field("host_rewrite_literal"), cx)?.map(Self::Literal)
+                literal(host, &at.field("host_rewrite_literal"), cx.report)?.map(Self::Literal)
             }
             Some(HostRewriteSpecifier::HostRewriteHeader(name)) if name.is_empty() => None,
             Some(HostRewriteSpecifier::HostRewriteHeader(name)) => match HeaderKey::parse(name) {
@@ -162,9 +162,10 @@ fn text(bytes: &[u8]) -> Option<ByteStr> {
 }
 
 /// A host that configuration gives; empty is none. The outer `None` means refused.
-pub(crate) fn literal(host: &str, at: &At<'_>, cx: &mut RouteCx<'_>) -> Option<Option<ByteStr>> {
+pub(crate) fn literal(host: &str, at: &At<'_>, report: &mut Report) -> Option<Option<ByteStr>> {
     if HeaderValue::from_str(host).is_err() {
-        return cx.refuse(at, format!("\"{}\"", host.escape_debug()), "remove the characters that a header value cannot hold");
+        report.error(at, format!("\"{}\"", host.escape_debug()), "remove the characters that a header value cannot hold");
+        return None;
     }
     Some((!host.is_empty()).then(|| ByteStr::from(host)))
 }

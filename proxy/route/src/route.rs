@@ -224,7 +224,7 @@ fn action<'a>(
             let forward = Forward::compile(action, path, &inherited, &at.field("route"), cx)?;
             (Action::Forward(Box::new(forward)), Some((action, "route")))
         }
-        Some(A::Redirect(redirect)) => (Action::Redirect(Redirect::compile(redirect, path, &at.field("redirect"), cx)?), None),
+        Some(A::Redirect(redirect)) => (Action::Redirect(Redirect::compile(redirect, path, &at.field("redirect"), cx.report)?), None),
         Some(A::DirectResponse(direct)) => {
             let direct = DirectResponse::compile(direct, parents.max_direct_response, &at.field("direct_response"), cx)?;
             (Action::DirectResponse(direct), None)
@@ -330,7 +330,9 @@ fn weighted_entry(
     let headers = LevelHeaders::compile(&header_fields!(weight), at, cx)?;
     let filters = build.filters.with(filters::compile(&weight.typed_per_filter_config, None, at, cx)?);
     let host = match &weight.host_rewrite_specifier {
-        Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => crate::rewrite::literal(host, &at.field("host_rewrite_literal"), cx)?,
+        Some(HostRewriteSpecifier::HostRewriteLiteral(host)) => {
+            crate::rewrite::literal(host, &at.field("host_rewrite_literal"), cx.report)?
+        }
         None => None,
     };
     let metadata_match = match (route_metadata, lb_metadata(weight.metadata_match.as_ref())) {

@@ -6,7 +6,11 @@ HOSTS = ["a", "b", "c", "d"]
 
 
 def sequence(path="/", count=12, headers=(), shape=list):
-    """A script: the upstreams of `count` requests, in order, or what `shape` makes of them."""
+    """A script: the upstreams of `count` requests, in order, or what `shape` makes of them. Where names are compared, chance may pick: there
+    are so many requests that a share of a twentieth is missed once in five million runs."""
+    if shape is names:
+        count = max(count, 300)
+
     def run(context):
         seen = []
         for number in range(count):

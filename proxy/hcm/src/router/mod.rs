@@ -22,7 +22,7 @@ mod tunnel;
 mod upstream_body;
 
 pub use config::RouterConfig;
-pub use redirect::Redirects;
+pub use redirect::{Redirects, again};
 pub use upstream_body::UpstreamMeter;
 
 use crate::service::entry;

@@ -5,13 +5,15 @@
 use super::attempt::Try;
 use super::finish;
 use super::forward::Forwarding;
+use crate::config::HcmConfig;
 use crate::names::X_ENVOY_ORIGINAL_URL;
 use crate::service::{entry, resolve_route};
 use crate::stream::Active;
 use http::{HeaderValue, Method, StatusCode, header};
 use nuncio_core::message::joined;
 use nuncio_core::views::RouteView;
-use nuncio_core::{Body, ByteStr, RequestHead, ResponseHead};
+use nuncio_core::{Body, Exchange, RequestHead, ResponseHead};
+use nuncio_route::AbsoluteUrl;
 use nuncio_route::internal_redirect::{InternalRedirectPolicy, RedirectPredicate};
 use std::sync::Arc;
 
@@ -46,6 +48,33 @@ impl Forwarding<'_> {
     }
 }
 
+/// Takes a filter's wish to ask another target ([`nuncio_core::exchange::Again`]). False, and the request as it was but for the headers
+/// that the filter added, if no route leads there. Source: Envoy's custom_response `RedirectPolicy::encodeHeaders`.
+pub fn again(config: &HcmConfig, ex: &mut Exchange) -> bool {
+    let Some(again) = ex.again.take() else { return false };
+    let request = &mut ex.request;
+    let before = (
+        std::mem::replace(&mut request.scheme, again.scheme),
+        std::mem::replace(&mut request.authority, again.authority),
+        std::mem::replace(&mut request.path, again.path),
+    );
+    ex.info.route_name = None;
+    (again.change)(ex);
+    resolve_route(config, ex);
+    ex.info.upstream_mut().cluster = ex.cluster.clone();
+    if ex.route.is_none() {
+        again.no_route.inc();
+        (ex.request.scheme, ex.request.authority, ex.request.path) = before;
+        return false;
+    }
+    let (name, state) = again.state;
+    ex.info.filter_state.set(name, state);
+    ex.info.details = Some("internal_redirect".into());
+    ex.info.response_code = ex.response.as_ref().map_or(0, |response| response.status.as_u16());
+    make_get(&mut ex.request);
+    true
+}
+
 /// RFC 9110, 15.4.4: a 303 is followed by GET.
 fn drops_body(status: StatusCode, method: &Method) -> bool {
     status == StatusCode::SEE_OTHER && *method != Method::GET && *method != Method::HEAD
@@ -61,7 +90,7 @@ fn make_get(request: &mut RequestHead) -> Option<Body> {
 fn redirect(active: &mut Active, policy: &InternalRedirectPolicy, response: &ResponseHead, location: &[u8]) -> bool {
     let config = active.config.clone();
     let stats = &config.stats;
-    let Some(target) = Target::parse(location) else {
+    let Some(target) = AbsoluteUrl::parse(location) else {
         stats.passthrough_internal_redirect_bad_location.inc();
         return false;
     };
@@ -135,58 +164,9 @@ impl Redirects {
     }
 }
 
-/// An absolute URL, which is all that a redirect may name.
-#[derive(Debug, PartialEq, Eq)]
-struct Target {
-    scheme: ByteStr,
-    authority: ByteStr,
-    path: ByteStr,
-}
-
-impl Target {
-    fn parse(location: &[u8]) -> Option<Self> {
-        let text = std::str::from_utf8(location).ok().filter(|text| text.bytes().all(|b| b.is_ascii_graphic()))?;
-        let (scheme, rest) = text.split_once("://")?;
-        if scheme.is_empty() || !scheme.bytes().all(|b| b.is_ascii_alphabetic()) {
-            return None;
-        }
-        let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-        let authority = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-        let port = match authority.rfind(']') {
-            Some(end) => authority.get(end + 1..).map(|port| port.strip_prefix(':')).unwrap_or_default(),
-            None => authority.split_once(':').map(|(_, port)| port),
-        };
-        let host = authority.len() - port.map_or(0, |port| port.len() + 1);
-        if host == 0 || port.is_some_and(|port| port.parse::<u16>().is_err()) {
-            return None;
-        }
-        // The fragment is the client's.
-        let path = path.split('#').next().unwrap_or_default();
-        let path = if path.is_empty() { "/" } else { path };
-        Some(Self { scheme: scheme.to_ascii_lowercase().into(), authority: authority.into(), path: path.into() })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn target(location: &str) -> Option<(String, String, String)> {
-        let Target { scheme, authority, path } = Target::parse(location.as_bytes())?;
-        Some((scheme.to_string(), authority.to_string(), path.to_string()))
-    }
-
-    #[test]
-    fn targets_are_absolute() {
-        let all = |s: &str, a: &str, p: &str| Some((s.to_string(), a.to_string(), p.to_string()));
-        assert_eq!(target("http://h/p?q=1#frag"), all("http", "h", "/p?q=1"));
-        assert_eq!(target("HTTPS://h:8443"), all("https", "h:8443", "/"));
-        assert_eq!(target("http://user:pass@[::1]:80/x"), all("http", "[::1]:80", "/x"));
-        assert_eq!(target("ftp://h/"), all("ftp", "h", "/"), "the policy decides");
-        for bad in ["", "/relative", "//host/p", "http://", "http:///p", "http://h:x/", "http://h:99999/", "http://h /", "h/p"] {
-            assert_eq!(target(bad), None, "{bad:?}");
-        }
-    }
 
     #[test]
     fn a_route_is_visited_once_from_each_other() {
