@@ -6,6 +6,21 @@ use nuncio_core::StreamInfo;
 use nuncio_core::stats::Gauge;
 use std::task::{Context, Poll};
 
+/// `Stats` of a filter that calls a service: these counters, and the gauge of calls that run.
+macro_rules! call_stats {
+    ($($name:ident),*) => {
+        /// Stats below `<filter>.<stat_prefix>.`.
+        #[derive(Debug)]
+        struct Stats { $($name: Counter,)* active: Gauge }
+        impl Stats {
+            fn new(scope: &Scope) -> Self {
+                Self { $($name: scope.counter(stringify!($name)),)* active: scope.gauge("active") }
+            }
+        }
+    };
+}
+pub(super) use call_stats;
+
 /// A call under way; counts in its gauge for as long as it is.
 pub struct Call<A> {
     answer: LocalBoxFuture<'static, A>,

@@ -1,7 +1,7 @@
 //! envoy.filters.network.ext_authz: a service decides whether a connection may go on, when its first bytes arrive. The connection waits for
 //! the answer on its worker. Source: `envoy/extensions/filters/network/ext_authz/v3/ext_authz.proto`, Envoy's network `ext_authz.cc`.
 
-use super::call::{Call, snapshot};
+use super::call::{Call, call_stats, snapshot};
 use crate::config::decode;
 use crate::ext_authz::check::{self, Attributes};
 use crate::ext_authz::verdict::{Status, Verdict};
@@ -54,19 +54,7 @@ impl NetworkFilterConfig for Config {
     }
 }
 
-macro_rules! counters {
-    ($($name:ident),*) => {
-        /// Stats below `ext_authz.<stat_prefix>.`.
-        #[derive(Debug)]
-        struct Stats { $($name: Counter,)* active: Gauge }
-        impl Stats {
-            fn new(scope: &Scope) -> Self {
-                Self { $($name: scope.counter(stringify!($name)),)* active: scope.gauge("active") }
-            }
-        }
-    };
-}
-counters!(total, ok, denied, error, failure_mode_allowed, cx_closed, disabled);
+call_stats!(total, ok, denied, error, failure_mode_allowed, cx_closed, disabled);
 
 #[derive(Debug)]
 struct Settings {

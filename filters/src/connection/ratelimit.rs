@@ -1,7 +1,7 @@
 //! envoy.filters.network.ratelimit: a service that many proxies share counts connections and says which are too many. A new connection waits
 //! for the answer on its worker. Source: `envoy/extensions/filters/network/ratelimit/v3/rate_limit.proto`, Envoy's network `ratelimit.cc`.
 
-use super::call::{Call, snapshot};
+use super::call::{Call, call_stats, snapshot};
 use crate::config::decode;
 use crate::rate_limit::percent;
 use crate::ratelimit::SHOULD_RATE_LIMIT;
@@ -51,19 +51,7 @@ impl NetworkFilterConfig for Config {
     }
 }
 
-macro_rules! counters {
-    ($($name:ident),*) => {
-        /// Stats below `ratelimit.<stat_prefix>.`.
-        #[derive(Debug)]
-        struct Stats { $($name: Counter,)* active: Gauge }
-        impl Stats {
-            fn new(scope: &Scope) -> Self {
-                Self { $($name: scope.counter(stringify!($name)),)* active: scope.gauge("active") }
-            }
-        }
-    };
-}
-counters!(total, ok, over_limit, error, failure_mode_allowed, cx_closed);
+call_stats!(total, ok, over_limit, error, failure_mode_allowed, cx_closed);
 
 #[derive(Debug)]
 struct Settings {

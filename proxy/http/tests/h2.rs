@@ -212,11 +212,7 @@ async fn resets_are_told_both_ways() {
 async fn a_dropped_response_body_source_is_dropped_when_the_client_resets() {
     local(async {
         let channel = Channel::default();
-        let source = channel.clone();
-        let service = TestService::new(move |_| {
-            let source = source.clone();
-            async move { ok(source.body()) }
-        });
+        let service = TestService::answering(&channel);
         let p = pair(service, ServerOptions::default(), ClientOptions::default()).await;
         let mut stream = open(&p.client, &head(Method::GET, "/"), true);
         response(&mut stream).await.unwrap();

@@ -19,11 +19,7 @@ use tokio::time::timeout;
 async fn drain_lets_streams_finish_and_takes_no_more() {
     local(async {
         let channel = Channel::default();
-        let source = channel.clone();
-        let service = TestService::new(move |_| {
-            let source = source.clone();
-            async move { ok(source.body()) }
-        });
+        let service = TestService::answering(&channel);
         let p = pair(service, ServerOptions::default(), ClientOptions::default()).await;
         let mut stream = open(&p.client, &head(Method::GET, "/"), true);
         response(&mut stream).await.unwrap();

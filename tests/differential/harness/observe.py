@@ -167,7 +167,7 @@ def in_order(pairs):
 
 
 class Side:
-    """One proxy of a setup with its upstreams. `pair.together` drives two of them side by side; what a method gives is read again and
+    """One proxy of a setup with its upstreams. `pair.Pair` drives two of them side by side; what a method gives is read again and
     again until both agree, so nothing hangs on how soon a proxy writes a log or counts."""
 
     def __init__(self, setup, side):
@@ -219,11 +219,15 @@ class Side:
             connection.close()
             connection.fate = "closed by the client"
 
+    def told(self, case):
+        """What a script returned, looked up now if it is a function."""
+        return {aspect: value() if callable(value) else value for aspect, value in self.values[case.name].items()}
+
     def client(self, case):
         """What the clients of a case have seen up to now."""
         for connection in self.connections[case.name]:
             connection.poll(0.0005)
-        values = {aspect: value() if callable(value) else value for aspect, value in self.values[case.name].items()}
+        values = self.told(case)
         show_connections(values, self.connections[case.name], self.names, self.setup.resets)
         return values
 
@@ -234,7 +238,7 @@ class Side:
 
     def keep(self, case):
         """The case is over: its upstream's view is final, and so is what a script looked up."""
-        self.values[case.name] = {aspect: value() if callable(value) else value for aspect, value in self.values[case.name].items()}
+        self.values[case.name] = self.told(case)
         self.values[case.name].update(self.upstream(case))
 
     def linger(self):

@@ -22,7 +22,7 @@ class Pair:
         """{side: ({case name: {aspect: value}}, {counter: value}) or the exception that ended it}."""
         with concurrent.futures.ThreadPoolExecutor(len(SIDES)) as self.pool:
             if isinstance(self.setup, Validation):
-                return self.both(lambda side: self.setup.observe(side), dict(zip(SIDES, SIDES)))
+                return self.both(self.setup.observe, dict(zip(SIDES, SIDES)))
             sides = {}
             try:
                 for name in SIDES:

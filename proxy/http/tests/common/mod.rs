@@ -29,6 +29,14 @@ impl TestService {
     pub fn new<F: Future<Output = Response> + 'static>(handler: impl Fn(Request) -> F + 'static) -> Rc<Self> {
         Rc::new(Self { handler: Box::new(move |request| Box::pin(handler(request))), calls: Cell::new(0), unserved: RefCell::default() })
     }
+    /// Answers with what is put into `channel`.
+    pub fn answering(channel: &Channel) -> Rc<Self> {
+        let channel = channel.clone();
+        Self::new(move |_| {
+            let channel = channel.clone();
+            async move { ok(channel.body()) }
+        })
+    }
     /// Answers with method, path, header fields and body of the request.
     pub fn mirror() -> Rc<Self> {
         Self::new(|mut request: Request| async move {
